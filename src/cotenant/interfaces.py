@@ -275,6 +275,31 @@ class Planner(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class AdviceStatus:
+    """The last search for better settings: `idle` if there was none, `running`, `done` or `failed`.
+
+    Instants are Unix seconds. `message` says why it failed, or why none can begin. `advice` is the last
+    result, as `cotenant advise --json` prints it.
+    """
+
+    state: str = "idle"
+    started_at: float | None = None
+    finished_at: float | None = None
+    message: str = ""
+    advice: Mapping[str, object] | None = None
+
+
+class WorkloadAdviser(Protocol):
+    """Replays the requests that the daemon recorded with other settings."""
+
+    def status(self) -> AdviceStatus:
+        """Return the last search."""
+
+    def start(self) -> AdviceStatus:
+        """Begin a search, unless one is running or none can begin; return the last one."""
+
+
 class AdvisorBook(Protocol):
     """The state of the advisor."""
 

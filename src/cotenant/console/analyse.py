@@ -56,6 +56,12 @@ async def show(request: PageRequest) -> View:
     )
 
 
+async def advice(request: PageRequest) -> View:
+    """Show the last search for better settings; a POST begins one. Raises ApiFault."""
+    ask = request.api.get if request.method == "GET" else request.api.post
+    return View("advice.html", {"search": await ask("/api/advise")})
+
+
 async def plan(request: PageRequest) -> View:
     """Plan what the form says and show the plan, or an error next to its field."""
     faults: dict[str, str] = {}

@@ -85,6 +85,8 @@ PAGES: Final[tuple[Page, ...]] = (
 FRAGMENTS: Final[dict[tuple[str, str], Show]] = {
     ("GET", "/ui/fragments/doctor"): _doctor_findings,
     ("POST", "/ui/fragments/analyse"): analyse.plan,
+    ("GET", "/ui/fragments/advice"): analyse.advice,
+    ("POST", "/ui/fragments/advice"): analyse.advice,
     ("POST", "/ui/fragments/gpu-configuration"): gpu_configuration.change,
     **{
         ("POST", f"/ui/fragments/gpu-configuration/{order}"): gpu_configuration.order

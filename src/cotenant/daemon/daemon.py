@@ -11,6 +11,7 @@ from typing import Final
 from cotenant.analysis.calibration import compare
 from cotenant.clock import SystemClock
 from cotenant.console.app import Console
+from cotenant.daemon.advice_process import AdviceProcess
 from cotenant.daemon.advising.advisor import advisor_of
 from cotenant.daemon.alerting.alerts import Alerts
 from cotenant.daemon.alerting.container_deaths import ContainerWatch
@@ -155,6 +156,7 @@ class Daemon:
         self._cards.listeners += [self._alerts.measured, recorder.measured, self._engines.footprints.measured]
         self._sharing.listeners.append(self._cards.republish)
         active.listeners.append(self._cards.republish)
+        self._adviser = AdviceProcess(active.planned, lambda: self._cards.last, past, options.use_fit_params)
         self._services: Services | None = None
         if configuration.services is not None:
             self._services = Services(
@@ -183,6 +185,7 @@ class Daemon:
             self._hosts.forbid_sleep()
             await self._loop.stop(0 if self._hurry.is_set() else _LAST_ENGINES_S)
             await self._hosts.end_sleeping()
+            await self._adviser.close()
             await self._sharing.close()
             if self._services is not None:
                 await self._services.close()
@@ -273,6 +276,7 @@ class Daemon:
             services=self._services,
             alerts=self._alerts,
             advisor=self._advisor,
+            adviser=self._adviser,
             api_keys=active.keys.current,
             hosts=(*server.allowed_hosts, Endpoint(server.host, server.port).authority),
             media_hosts=server.media_hosts,

@@ -30,6 +30,7 @@ from cotenant.gateway.inference.proxy import Exchange
 from cotenant.gateway.inference.request_log import RequestLog
 from cotenant.gateway.inference.shared import Proxy
 from cotenant.gateway.ollama.api import BLOBS, OllamaApi
+from cotenant.gateway.operator.advice import AdviceRoutes
 from cotenant.gateway.operator.decisions import DecisionRoutes
 from cotenant.gateway.operator.doctor import DoctorRoutes
 from cotenant.gateway.operator.models import NAME, ModelRoutes
@@ -38,7 +39,7 @@ from cotenant.gateway.plans.routes import PlanRoutes
 from cotenant.gateway.services.routes import GpuConfigRoutes
 from cotenant.gateway.telemetry.history import History
 from cotenant.gateway.telemetry.metrics import Metrics
-from cotenant.interfaces import AdvisorBook, AlertBook, Operator, Planner, Puller, Router
+from cotenant.interfaces import AdvisorBook, AlertBook, Operator, Planner, Puller, Router, WorkloadAdviser
 from cotenant.services.operator import Services
 
 _log = logging.getLogger("cotenant.gateway")
@@ -85,6 +86,7 @@ class Gateway:
         console: Callable[[App], Pages],
         services: Services | None = None,
         advisor: AdvisorBook | None = None,
+        adviser: WorkloadAdviser | None = None,
         examine: Callable[[], Mapping[str, Any]] | None = None,
         request_log: RequestLog | None = None,
         api_keys: Sequence[str] = (),
@@ -118,6 +120,7 @@ class Gateway:
             self._history,
             self._access,
             DoctorRoutes(examine),
+            AdviceRoutes(adviser),
             PlanRoutes(planner, clock, self.limits),
             GpuConfigRoutes(services),
         )

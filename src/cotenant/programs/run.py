@@ -71,10 +71,10 @@ def run_program(
         return _not_finished(error, timeout_s)
 
 
-async def run_async(argv: Sequence[str], timeout_s: float) -> Finished:
+async def run_async(argv: Sequence[str], timeout_s: float, *, input_text: str = "") -> Finished:
     """Run a program without blocking the loop, its standard error separate; it is killed with this task."""
     try:
-        with _running(argv, "", None, None, merge_errors=False) as (pidfd, finish):
+        with _running(argv, input_text, None, None, merge_errors=False) as (pidfd, finish):
             async with asyncio.timeout(timeout_s):
                 await readable(pidfd)
             return finish(True)
