@@ -2,10 +2,34 @@
 
 import sys
 
-from bench import assembly, console, footprint, gateway, header, policies, scheduling, split, strategies, warm
+from bench import (
+    assembly,
+    console,
+    fleet_status,
+    footprint,
+    gateway,
+    header,
+    policies,
+    scheduling,
+    split,
+    strategies,
+    warm,
+)
 from bench.rows import print_table
 
-_ALL = (split, strategies, scheduling, footprint, header, assembly, policies, gateway, warm, console)
+_ALL = (
+    split,
+    strategies,
+    scheduling,
+    fleet_status,
+    footprint,
+    header,
+    assembly,
+    policies,
+    gateway,
+    warm,
+    console,
+)
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ from cotenant.gateway.telemetry.history import History
 from cotenant.gateway.telemetry.metrics import Metrics
 from cotenant.planning.ledger import DeviceReading
 from cotenant.scheduling import events, invariants
+from cotenant.scheduling.fragmentation import free_memory
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
 from cotenant.scheduling.scheduler import Scheduler
 from cotenant.scheduling.state import Outbox
@@ -50,6 +52,8 @@ _MODEL: Final = 9 * _GB
 _PER_NODE: Final = 8
 _REPEATS: Final = 5
 _TARGET: Final = 1.2
+_JUDGED_MS: Final = 5.0
+"""What costs less with the most cards is not judged: the processor's caches change it more than its loops."""
 _SHAPE: Final = dense(8, _MODEL // 16)
 
 
@@ -166,6 +170,7 @@ class Fleet:
             "served models": self.router.models,
             "/metrics, in the event loop": lambda: self.metrics.collect(Fragmentation()),
             "/metrics, in its thread": self._collect,
+            "free memory, to be measured": lambda: free_memory(self.scheduler.state, self.clock.now()),
             "history, a point": lambda: self.history.sample(5.0),
             "alerts of cards": lambda: self.rules.cards(self.clock.now(), seen),
             "pids of engines": self.loop.effects.pids,
@@ -204,20 +209,20 @@ async def measure(cards: Sequence[int], models: int) -> list[Row]:
     for name, costs in table.items():
         print(f"{name:<36}" + "".join(f"{cost:>10.3g}" for cost in costs))
     step = math.log(cards[-1] / cards[-2])
-    growth = {name: math.log(costs[-1] / costs[-2]) / step for name, costs in table.items()}
+    growth = {n: math.log(c[-1] / c[-2]) / step for n, c in table.items() if c[-1] >= _JUDGED_MS}
     return [
         Row(f"growth of {name}", found, "", target=f"<= {_TARGET}", met=found <= _TARGET)
         for name, found in growth.items()
     ]
 
 
-def main() -> list[Row]:
+def main(argv: Sequence[str] = ()) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cards", default="8,64,512,4096")
     parser.add_argument("--models", type=int, default=10_000)
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
     return asyncio.run(measure([int(count) for count in asked.cards.split(",")], asked.models))
 
 
 if __name__ == "__main__":
-    print_table(main())
+    print_table(main(sys.argv[1:]))
