@@ -13,7 +13,7 @@ from cotenant.domain.devices import Device, Inventory
 from cotenant.domain.engines import NO_OPTIONS, Endpoint, EngineBuild, EngineEnd, EngineOptions, EngineReport
 from cotenant.domain.errors import EngineDied, EngineHung, ModelUnloaded
 from cotenant.domain.exit_causes import Cause
-from cotenant.domain.fragmentation import Fragmentation
+from cotenant.domain.fragmentation import Defragmentation, Fragmentation
 from cotenant.domain.histograms import Histogram
 from cotenant.domain.hub import PullStep
 from cotenant.domain.launching import ON_HOST, LaunchOptions
@@ -182,6 +182,12 @@ class Operator(Protocol):
 
     async def fragmentation(self) -> Fragmentation:
         """How much of the free memory models that are not loaded cannot use."""
+
+    async def defragmentation(self, name: str | None = None) -> Defragmentation:
+        """The moves that let a model fit; by default one that waits, or the largest that could."""
+
+    async def defragment(self, name: str | None = None) -> Defragmentation:
+        """Make these moves, one after another. Raises DoesNotFit if one of them fails."""
 
     def warm(self) -> WarmStatus | None:
         """The model files that are kept in host RAM; None if none are to be."""

@@ -17,7 +17,13 @@ from cotenant.cli.main import main
 from cotenant.clock import SystemClock
 from cotenant.domain.decisions import Decision, DecisionKind, LoadProgress, ModelStatus, WarmStatus
 from cotenant.domain.errors import DoesNotFit
-from cotenant.domain.fragmentation import DeviceFragmentation, Fragmentation, SizedModel
+from cotenant.domain.fragmentation import (
+    Defragmentation,
+    DeviceFragmentation,
+    Fragmentation,
+    ModelMove,
+    SizedModel,
+)
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
 from cotenant.domain.units import GIB
@@ -161,6 +167,40 @@ def test_ps_tells_how_far_a_load_is_and_how_busy_a_card(operator, capsys):
     assert first == "org/llama is loading: 3.0 GiB of 18.0 GiB read, 12.0 s of about 40.0 s"
     assert second == "cold is loading: 400 ms of about 40.0 s"
     assert card.endswith("free of 24.0 GiB, 37% busy")
+
+
+def test_moves_that_let_a_model_fit_are_shown_and_made(operator, capsys):
+    operator.proposed = Defragmentation(
+        "cold",
+        True,
+        (
+            ModelMove("org/llama", ("GPU-a",), "host", 8 * GIB, live=True),
+            ModelMove("b", ("GPU-gone",), "GPU-a", GIB, live=False),
+        ),
+        2,
+        "cold would fit if org/llama moved to GPU 1",
+    )
+    with running(operator) as address:
+        at = ("--address", address)
+        assert main(["defrag", *at]) == 0
+        said, head, first, second = capsys.readouterr().out.splitlines()
+        assert main(["defrag", "cold", "--dry-run", "--json", *at]) == 0
+        assert json.loads(capsys.readouterr().out)["moves"][0]["to"] == "host"
+        assert not [call for call in operator.calls if call.startswith("defragment")]
+        assert main(["defrag", "cold", "--apply", *at]) == 0
+        made, *_ = capsys.readouterr().out.splitlines()
+        assert "defragment cold" in operator.calls
+        assert main(["why", "cold", *at]) == 0
+        why = capsys.readouterr().out
+        operator.proposed = Defragmentation("cold", False, (), None, "no moves make room for cold")
+        assert main(["defrag", "cold", *at]) == 3
+        assert main(["defrag", "none", *at]) == 1
+    assert said == "cold would fit if org/llama moved to GPU 1."
+    assert head.split() == ["model", "from", "GPU", "to", "GPU", "bytes", "how"]
+    assert first.split() == ["org/llama", "0", "host", "8.0", "GiB", "live"]
+    assert second.split() == ["b", "GPU-gone", "0", "1.0", "GiB", "reload:", "unloaded", "first"]
+    assert made == "Made 2 moves for cold:"
+    assert why == "now: cold would fit if org/llama moved to GPU 1\n"
 
 
 def test_orders_are_carried_out_and_say_how_the_model_stands(operator, capsys):

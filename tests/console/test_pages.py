@@ -8,7 +8,7 @@ import pytest
 
 from cotenant.domain.decisions import Decision, DecisionKind, DeviceStatus, ModelStatus
 from cotenant.domain.devices import GpuProcess
-from cotenant.domain.fragmentation import DeviceFragmentation, Fragmentation
+from cotenant.domain.fragmentation import Defragmentation, DeviceFragmentation, Fragmentation, ModelMove
 from cotenant.domain.units import GIB
 from tests.console.looking import CARD, COLD, LOADING, READY, gateway, look, operator
 from tests.support.daemon.plain_service_operator import PlainServices
@@ -119,6 +119,17 @@ async def test_free_memory_that_no_model_could_use_is_hatched():
     assert "free, of no use: 3.0 GiB · no model that is served fits there" in page
     assert 'fill="url(#hatch)"' in page
     assert Outline(page).ids.count("hatch") == 1
+
+
+async def test_moves_that_would_let_a_model_fit_are_told_in_a_sentence():
+    told = operator()
+    assert "would fit" not in (await look(gateway(told))).text
+    moves = (ModelMove("llama", ("GPU-a",), "GPU-b", GIB, live=True),)
+    told.proposed = Defragmentation("org/bert", True, moves, 1, "org/bert would fit if llama moved to GPU 1")
+    for path in ("/", "/models/org%2Fbert"):
+        page = (await look(gateway(told), path)).text
+        assert "org/bert would fit if llama moved to GPU 1 (<code>cotenant defrag org/bert</code>)" in page
+        Outline(page)
 
 
 async def test_what_is_ordered_goes_to_the_api_and_unloading_says_what_becomes_of_requests():

@@ -1,4 +1,5 @@
 import ctypes
+import json
 import os
 import resource
 import shutil
@@ -167,6 +168,35 @@ def test_a_port_that_cotenant_holds_is_well(tmp_path: Path, monkeypatch: pytest.
         found = only(files.port(paper(tmp_path, configuration=at(server.server_port))), Level.OK)
         server.shutdown()
     assert found.seen.startswith("a Cotenant daemon answers")
+
+
+def test_moves_that_let_a_model_fit_are_a_warning_and_no_daemon_is_no_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_ASK_WITHIN_S", 60)
+    told = {"model": "org/big one", "moves": [{}], "text": "org/big one would fit if gemma moved to GPU 1"}
+
+    class Daemon(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.headers["Authorization"] == "Bearer secret" else 401)
+            self.end_headers()
+            self.wfile.write(json.dumps(told).encode())
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Daemon) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        configured = at(server.server_port)
+        assert [*files.fragmentation(paper(tmp_path, configuration=configured))] == []
+        configured = replace(configured, server=replace(configured.server, api_keys=("secret",)))
+        found = only(files.fragmentation(paper(tmp_path, configuration=configured)), Level.WARNING)
+        told = {"model": None, "moves": [], "text": "no model would gain by moves of others"}
+        assert levels(files.fragmentation(paper(tmp_path, configuration=configured))) == [Level.OK]
+        server.shutdown()
+    assert found.seen.endswith("org/big one would fit if gemma moved to GPU 1")
+    assert found.fix == "cotenant defrag 'org/big one' --apply"
+    assert [*files.fragmentation(paper(tmp_path, configuration=configured))] == []
 
 
 def test_every_mistake_of_a_configuration_is_a_problem(tmp_path: Path) -> None:

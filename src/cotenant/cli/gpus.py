@@ -38,19 +38,20 @@ def run(args: argparse.Namespace) -> int:
     """
     inventory = read_inventory(args)
     order: DeviceOrder = args.device_order
-    found = None if inventory.source.is_described else _fragmentation(args)
+    found = None if inventory.source.is_described else _fragmentation(args, inventory)
     value = as_json(inventory, order, found)
     rows = ({**device, "processes": _pids(device["processes"])} for device in value["devices"])
     return print_result(args, value, as_text(inventory, order, found), rows)
 
 
-def _fragmentation(args: argparse.Namespace) -> Mapping[str, Any] | None:
+def _fragmentation(args: argparse.Namespace, inventory: Inventory) -> Mapping[str, Any] | None:
+    """Return what a daemon says of the free memory of these cards; None without one."""
     try:
-        found: Mapping[str, Any] | None = Daemon(args).get("/api/devices", _WITHIN_S).get("fragmentation")
+        found: Mapping[str, Any] = Daemon(args).get("/api/devices", _WITHIN_S)["fragmentation"]
     except CotenantError:
         # The cards are shown without a daemon, too.
         return None
-    return found
+    return found if any(device.id in found["by_device"] for device in inventory.devices) else None
 
 
 def as_json(

@@ -24,6 +24,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str | None]]] = {
     "load": ("control", "load a model in a running daemon"),
     "unload": ("control", "unload a model once its requests are answered"),
     "pin": ("control", "keep a model from being evicted, or stop doing so"),
+    "defrag": ("defrag", "show or make the moves of loaded models after which another one fits"),
     "why": ("control", "show what was decided about a model, and why"),
     "logs": ("control", "show the log of a model's engine"),
     "doctor": ("doctor", "check this machine for problems and suggest fixes"),

@@ -7,7 +7,16 @@ from urllib.parse import quote
 from cotenant.console.live_updates import Part, Rows, View
 from cotenant.console.memory_bar import PART_NAMES, Segment, layer_run, layout
 from cotenant.console.page_request import PageRequest
-from cotenant.console.view_data import HOST, RAM, Json, decision_part, last_rates, model_facts, short_names
+from cotenant.console.view_data import (
+    HOST,
+    RAM,
+    Json,
+    decision_part,
+    last_rates,
+    model_facts,
+    moves_part,
+    short_names,
+)
 
 
 async def show(request: PageRequest) -> View:
@@ -16,7 +25,7 @@ async def show(request: PageRequest) -> View:
     model = await request.api.get(path)
     devices = (await request.api.find("/api/devices", {"devices": []}))["devices"]
     history = await request.api.find("/api/history", {})
-    decisions = (await request.api.find(f"{path}/why", {"decisions": []}))["decisions"]
+    why = await request.api.find(f"{path}/why", {"decisions": []})
     facts = model_facts(model, last_rates(history), short_names(devices))
     return View(
         "model.html",
@@ -30,7 +39,8 @@ async def show(request: PageRequest) -> View:
                 | {"log": model.get("log_path") is not None},
             ),
             "placement": Part("model-placement", "model_placement.html", _placement(model, facts["gpus"])),
-            "why": Rows("why", [decision_part(each, "why") for each in reversed(decisions)]),
+            "moves": moves_part(why.get("defragmentation")),
+            "why": Rows("why", [decision_part(each, "why") for each in reversed(why["decisions"])]),
         },
     )
 

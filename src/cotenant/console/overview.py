@@ -12,6 +12,7 @@ from cotenant.console.view_data import (
     device_rows,
     last_rates,
     model_facts,
+    moves_part,
     short_names,
 )
 
@@ -24,6 +25,7 @@ async def show(request: PageRequest) -> View:
     devices, fragmentation = memory["devices"], memory.get("fragmentation")
     # The API lists devices in planning order, which changes as they fill.
     devices = sorted(devices, key=lambda device: (device["index"] is None, device["index"] or 0))
+    gain = await request.api.find_cached("/api/defragmentation", 2.0)
     history = await request.api.find("/api/history", {})
     decisions = (await request.api.find("/api/decisions?limit=60", {"decisions": []}))["decisions"]
     alerts = (await request.api.find("/api/alerts", {"active": []}))["active"]
@@ -46,6 +48,7 @@ async def show(request: PageRequest) -> View:
                 "overview_summary.html",
                 {**_summary(models, devices), "warm": response.get("warm")},
             ),
+            "moves": moves_part(gain),
             "alerts": Rows(
                 "alerts",
                 [

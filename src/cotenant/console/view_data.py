@@ -137,6 +137,12 @@ async def device_rows(
     return Rows(target, rows)
 
 
+def moves_part(defragmentation: Json | None) -> Part:
+    """Return the moves that would let a model fit, in a sentence; nothing if there are none."""
+    found = defragmentation or {}
+    return Part("moves", "moves.html", {key: found.get(key) for key in ("moves", "text", "model")})
+
+
 def decision_part(decision: Json, prefix: str = "decision") -> Part:
     """Return a decision as a row of a list."""
     return Part(f"{prefix}-{decision['number']}", "decision.html", {"decision": decision})

@@ -1,6 +1,8 @@
 """Checks of the configuration, its port, and access to Cotenant's files."""
 
+import json
 import os
+import shlex
 import socket
 import stat
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import BadSetting
 from cotenant.domain.units import format_count
 from cotenant.http import blocking
-from cotenant.http.client import Limits, Request
+from cotenant.http.client import Limits, Request, Response
 
 _MOST_FILES: Final = 2000
 _ASK_WITHIN_S: Final = 1.0
@@ -152,6 +154,23 @@ def port(host: HostContext) -> Iterator[Observation]:
         )
 
 
+def fragmentation(host: HostContext) -> Iterator[Observation]:
+    """Check whether a model would fit if the daemon moved others; nothing without a daemon that answers."""
+    server = host.settings.server
+    found = _ask(server.host, server.port, "/api/defragmentation", next(iter(server.api_keys), None))
+    if found is None or found.status != 200:
+        return
+    gain = json.loads(found.body)
+    if gain["moves"]:
+        yield warning(
+            f"free GPU memory is in pieces: {gain['text']}",
+            "Until then it waits, or others are evicted for it.",
+            f"cotenant defrag {shlex.quote(gain['model'])} --apply",
+        )
+    else:
+        yield ok(gain["text"])
+
+
 def _refusal(host: str, number: int) -> OSError | None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -166,10 +185,14 @@ def _refusal(host: str, number: int) -> OSError | None:
 
 
 def _is_cotenant(host: str, number: int) -> bool:
+    response = _ask(host, number, "/health")
+    return response is not None and response.status in (200, 503) and b"status" in response.body
+
+
+def _ask(host: str, number: int, path: str, key: str | None = None) -> Response | None:
     reach = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     limits = Limits(_ASK_WITHIN_S, whole_s=_ASK_WITHIN_S)
     try:
-        response = blocking.fetch(Request(Endpoint(reach, number), "GET", "/health"), limits)
+        return blocking.fetch(Request(Endpoint(reach, number, key=key), "GET", path), limits)
     except OSError:
-        return False
-    return response.status in (200, 503) and b"status" in response.body
+        return None

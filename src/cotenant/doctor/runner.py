@@ -30,6 +30,7 @@ CHECKS: Final = (
     Check(Area.CARDS, "the cards", cards.readings),
     Check(Area.CARDS, "the cards' health", cards.health),
     Check(Area.CARDS, "the kernel's log", machine.faults),
+    Check(Area.CARDS, "free memory in pieces", files.fragmentation),
     Check(Area.SHARING, "compute modes", cards.compute_modes),
     Check(Area.SHARING, "other processes on the cards", cards.foreign_processes),
     Check(Area.SHARING, "MPS", cards.control_daemons),

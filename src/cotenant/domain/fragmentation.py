@@ -35,3 +35,33 @@ class Fragmentation:
     largest: SizedModel | None = None
     largest_in_one_piece: SizedModel | None = None
     by_device: Mapping[str, DeviceFragmentation] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMove:
+    """A loaded model moved from its devices to one other, on which it takes `bytes`.
+
+    It is `live` if both places have room at once; else it is unloaded first, and loaded again.
+    """
+
+    model: str
+    origin: tuple[str, ...]
+    to: str
+    bytes: int
+    live: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Defragmentation:
+    """The moves after which `model` fits, in the order in which they can be made; none if it fits already.
+
+    `model` is None if none was named and none would gain. No fewer than `at_least` moves do. If none were
+    found that do, `fits` is false; `at_least` is None if it is certain that there are none. `text` says it in
+    a sentence.
+    """
+
+    model: str | None
+    fits: bool
+    moves: tuple[ModelMove, ...] = ()
+    at_least: int | None = 0
+    text: str = ""

@@ -1,23 +1,71 @@
-"""The scheduler's free memory, as its fragmentation is measured."""
+"""The scheduler's free memory as its fragmentation is measured, and as moves of models would change it."""
 
+from collections.abc import Collection, Mapping
+
+from cotenant.domain.devices import DeviceId
+from cotenant.planning.defragment import PackingProblem, Resident
 from cotenant.planning.fragmentation import DeviceRoom, FreeMemory, LoadableModel
-from cotenant.scheduling.state import State
+from cotenant.scheduling.moves import obstacle
+from cotenant.scheduling.placing import longest_wait_s, reserved
+from cotenant.scheduling.state import ModelState, State
 
 
 def free_memory(state: State, now: float) -> FreeMemory:
     """Return the free memory of all devices, and the models that are served and not loaded."""
+    models = (
+        _loadable(model, now)
+        for model in state.models.values()
+        if model.residency is None and not model.removed
+    )
+    return FreeMemory(tuple(models), _rooms(state), state.ledger.host_budget({}))
+
+
+def packing_problem(state: State, model: ModelState) -> PackingProblem:
+    """Return a model that is to fit among those that are loaded, and which of these may be moved.
+
+    Pinned models and those that are loading, moving or about to be evicted stay, as do those that are spread
+    over devices on purpose, or whose engines others run.
+    """
+    ledger = state.ledger
+    freed, leaving = reserved(state)
+    slots = {
+        device: reading.admission.max_engines - ledger.engines(device) + leaving[device]
+        for device, reading in ledger.readings.items()
+        if reading.admission.max_engines is not None
+    }
+    evicted = {victim for reservation in state.reservations.values() for victim in reservation.victims}
+    residents = []
+    for other in state.models.values():
+        residency = state.residency_of(other)
+        stays = other.pinned or other.removed or other.spec.together or obstacle(state, other)
+        if residency is not None and residency.id not in evicted and not stays:
+            idle = residency.idle and not other.queue
+            residents.append(Resident(other.spec.name, other.fit, {**residency.bytes_by_device}, idle))
+    memory = FreeMemory((), _rooms(state, freed, state.loading_devices()), ledger.host_budget(freed))
+    return PackingProblem(_loadable(model, 0.0), memory, tuple(residents), slots)
+
+
+def waiting_longest(state: State, now: float) -> ModelState | None:
+    """Return the model that waits longest for room that is not being made for it; None if none waits."""
+    waiting = [each for each in state.cold_and_wanted() if each.spec.name not in state.reservations]
+    return max(waiting, key=lambda each: longest_wait_s(each, now), default=None)
+
+
+def _loadable(model: ModelState, now: float) -> LoadableModel:
+    return LoadableModel(model.spec.name, model.fit, model.spec.together, model.demand.rate(now))
+
+
+def _rooms(
+    state: State, freed: Mapping[DeviceId, int] | None = None, busy: Collection[DeviceId] = ()
+) -> tuple[DeviceRoom, ...]:
+    """Return the room of all devices, in planned order; with `freed`, also where no engine is admitted."""
     ledger, rooms = state.ledger, []
-    for budget in ledger.budgets():
+    for budget in ledger.budgets(freed=freed, busy=busy, any_number=freed is not None):
         device = budget.device.id
         reading = ledger.readings[device]
         free = whole = 0
-        if reading.left_out is None and reading.free_bytes is not None:
-            free = max(0, ledger.available_bytes(device))
+        if reading.left_out is None and reading.free_bytes is not None and device not in ledger.drained:
+            free = ledger.available_bytes(device) + (freed or {}).get(device, 0)
             whole = reading.capacity_bytes - ledger.foreign_bytes(device) - ledger.reserve_bytes
-        rooms.append(DeviceRoom(budget, free, max(free, whole)))
-    models = (
-        LoadableModel(name, model.fit, model.spec.together, model.demand.rate(now))
-        for name, model in state.models.items()
-        if model.residency is None and not model.removed
-    )
-    return FreeMemory(tuple(models), tuple(rooms), ledger.host_budget({}))
+        rooms.append(DeviceRoom(budget, free if freed is not None else max(0, free), max(free, whole)))
+    return tuple(rooms)

@@ -200,7 +200,7 @@ def _leave(state: State, residency: Residency, out: Outbox) -> None:
     model = state.models[residency.model]
     if residency.id == model.successor:
         cancel_move(state, model, out, f"{device_labels(residency)} is drained")
-    if _obstacle(state, model) or residency.id != model.residency:
+    if obstacle(state, model) or residency.id != model.residency:
         return
     plan, placement = _plan_leaving(state, residency, _NOTHING)
     may_try = model.move_again_at <= out.at
@@ -226,9 +226,9 @@ def _begin_live(state: State, residency: Residency, placement: Placement, out: O
 
 def _plan(state: State, model: ModelState, devices: frozenset[DeviceId]) -> tuple[MovePlan, Placement | None]:
     """Return the plan of a move that is asked for, and the placement unless the model stays."""
-    residency, obstacle = state.residency_of(model), _obstacle(state, model)
-    if residency is None or obstacle:
-        return MovePlan(model.spec.name, MoveMethod.STAY, obstacle), None
+    residency, why_not = state.residency_of(model), obstacle(state, model)
+    if residency is None or why_not:
+        return MovePlan(model.spec.name, MoveMethod.STAY, why_not), None
     here = frozenset(residency.devices)
     if here <= devices:
         return _described(state, residency, MoveMethod.STAY, None, "it is there already"), None
@@ -296,7 +296,7 @@ def _choose(
     return on_host(found, state.ledger.host_budget(reserved_bytes))
 
 
-def _obstacle(state: State, model: ModelState) -> str:
+def obstacle(state: State, model: ModelState) -> str:
     """Return why a model cannot begin to move now; empty if it can."""
     residency = state.residency_of(model)
     if residency is None:

@@ -11,6 +11,7 @@ from cotenant.clock import SystemClock
 from cotenant.domain.decisions import Decision, DecisionKind, ModelStatus
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import BadSetting, DoesNotFit, EngineLoadFailed
+from cotenant.domain.fragmentation import Defragmentation, ModelMove
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
 from cotenant.domain.units import GIB
@@ -126,6 +127,27 @@ async def test_devices_are_shown_with_whose_their_memory_is():
         card, host = (await fetch(port, "GET", "/api/devices")).json()["devices"]
     assert (card["uuid"], card["claimed_bytes"], card["foreign_bytes"]) == ("GPU-a", 8 * GIB, 6 * GIB)
     assert (host["index"], host["free_bytes"]) == (None, None)
+
+
+async def test_moves_for_a_model_are_proposed_made_and_told_with_why():
+    operator, served = setting()
+    moves = (ModelMove("org/bert", ("GPU-b",), "GPU-a", GIB, live=True),)
+    operator.proposed = Defragmentation("llama", True, moves, 1, "llama would fit if org/bert moved to GPU 0")
+    async with served as port:
+        found = (await fetch(port, "GET", "/api/defragmentation?model=gpt-4o")).json()
+        assert not operator.calls
+        made = (await fetch(port, "POST", "/api/defragmentation?model=gpt-4o", b"")).json()
+        why = (await fetch(port, "GET", "/api/models/llama/why")).json()
+        unknown = await fetch(port, "GET", "/api/defragmentation?model=none")
+        operator.fault = DoesNotFit("org/bert was not moved: no room")
+        failed = await fetch(port, "POST", "/api/defragmentation", b"")
+    assert found["moves"] == [
+        {"model": "org/bert", "origin": ["GPU-b"], "to": "GPU-a", "bytes": GIB, "live": True}
+    ]
+    assert made == found == why["defragmentation"]
+    assert operator.calls == ["defragment llama", "defragment"]
+    assert unknown.status == 404
+    assert (failed.status, failed.error["code"]) == (503, "does_not_fit")
 
 
 async def test_why_tells_the_story_as_json_and_in_words_with_the_time_of_day():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, WarmStatus
 from cotenant.domain.errors import CotenantError, UnknownModel
-from cotenant.domain.fragmentation import Fragmentation
+from cotenant.domain.fragmentation import Defragmentation, Fragmentation
 from cotenant.domain.histograms import Histogram
 from cotenant.domain.units import GIB
 
@@ -32,6 +32,7 @@ class PlainOperator:
         self.cards = tuple(devices)
         self.calls: list[str] = []
         self.fragmented = Fragmentation()
+        self.proposed = Defragmentation(None, True)
         self.kept: WarmStatus | None = None
         self.times: dict[str, Histogram] = {}
         self.told: list[Decision] = []
@@ -65,6 +66,15 @@ class PlainOperator:
 
     def decision_times(self) -> Mapping[str, Histogram]:
         return self.times
+
+    async def defragmentation(self, name: str | None = None) -> Defragmentation:
+        if name is not None:
+            self._check(name)
+        return self.proposed
+
+    async def defragment(self, name: str | None = None) -> Defragmentation:
+        await self._obey("defragment", name or "")
+        return self.proposed
 
     def warm(self) -> WarmStatus | None:
         return self.kept

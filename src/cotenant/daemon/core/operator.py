@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ from cotenant.daemon.core.fragmentation import FragmentationMeter
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.status import device_statuses, model_status
 from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, WarmStatus
+from cotenant.domain.devices import DeviceId
 from cotenant.domain.errors import DoesNotFit, EngineLoadFailed
-from cotenant.domain.fragmentation import Fragmentation
+from cotenant.domain.fragmentation import Defragmentation, Fragmentation
 from cotenant.domain.histograms import Histogram
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyState
@@ -66,6 +68,25 @@ class FleetOperator:
         """Return how much of the free memory no model can use."""
         return await self._meter.measure(self._state, self._loop.clock.now())
 
+    async def defragmentation(self, name: str | None = None) -> Defragmentation:
+        """Return the moves that let a model fit, by default the one that gains most. Raises UnknownModel."""
+        resolved = None if name is None else self._loop.fleet.resolve(name)
+        return await self._meter.propose(self._state, self._loop.clock.now(), resolved)
+
+    async def defragment(self, name: str | None = None) -> Defragmentation:
+        """Make these moves, one after another, and return them. Raises UnknownModel or DoesNotFit."""
+        found = await self.defragmentation(name)
+        for move in found.moves:
+            target = DeviceId(move.to)
+            self._loop.post(events.MoveAsked(self._loop.clock.now(), move.model, frozenset({target})))
+            await self._loop.until(partial(self._move_has_ended, move.model))
+            model = self._state.models.get(move.model)
+            residency = self._state.residency_of(model) if model is not None else None
+            if residency is None or residency.devices != (target,):
+                told = [each.text for each in self._loop.feed.about(move.model)][-1:]
+                raise DoesNotFit(f"{move.model} was not moved: {'; '.join(told)}")
+        return found
+
     def warm(self) -> WarmStatus | None:
         """Return what model files are kept in host RAM; None if none are to be."""
         return self._loop.warm
@@ -114,6 +135,12 @@ class FleetOperator:
     def pin(self, name: str, pinned: bool) -> None:
         """Pin a model, so that it is never evicted, or unpin it. Raises UnknownModel."""
         self._loop.post(events.PinAsked(self._loop.clock.now(), self._loop.fleet.resolve(name), pinned))
+
+    def _move_has_ended(self, name: str) -> bool:
+        """Whether a model does not move, and its memory where it was is free."""
+        model = self._state.models.get(name)
+        moves = model is not None and (model.successor is not None or bool(model.leaving))
+        return not moves and name not in self._state.reservations and self._load_has_ended(name)
 
     def _load_has_ended(self, name: str) -> bool:
         """Whether the model is ready, or is neither loading nor to be loaded any more."""

@@ -53,9 +53,12 @@ class DecisionRoutes:
     async def _why(self, request: ApiRequest) -> object:
         name = resolve(request.name, self._router)
         decisions = self._operator.why(name)
+        found = await self._operator.defragmentation(name)
         if not request.wants_text:
-            return {"model": name, "decisions": [self._response(each) for each in decisions]}
-        await send_body(request.send, 200, self._as_text(decisions).encode(), TEXT_TYPE)
+            told = [self._response(each) for each in decisions]
+            return {"model": name, "decisions": told, "defragmentation": found if found.moves else None}
+        text = self._as_text(decisions) + (f"now: {found.text}\n" if found.moves else "")
+        await send_body(request.send, 200, text.encode(), TEXT_TYPE)
         return None
 
     @Route(

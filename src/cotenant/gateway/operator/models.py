@@ -15,6 +15,7 @@ from cotenant.asgi import JSON_TYPE, TEXT_TYPE, encode_json, send_body, send_jso
 from cotenant.domain import errors
 from cotenant.domain.decisions import ModelStatus, WarmStatus
 from cotenant.domain.errors import BadSetting, CotenantError, UnknownModel, UnknownRoute
+from cotenant.domain.fragmentation import Defragmentation
 from cotenant.domain.requests import ServedModel
 from cotenant.gateway.http.limits import Timing
 from cotenant.gateway.http.model_list import admin_model, find_model, resolve
@@ -44,6 +45,9 @@ _WAIT: Final = Parameter(
 )
 _FOLLOW: Final = Parameter(
     "follow", "1 continues with new lines", {"type": "integer", "enum": [0, 1], "default": 0}
+)
+_FOR: Final = Parameter(
+    "model", "the model that is to fit; by default one that waits, or the largest", {"type": "string"}
 )
 _AFTER: Final = Reply(ModelResponse, "the model after that")
 _BEGUN: Final = Reply(ModelResponse, "the model now, while the command is running", 202)
@@ -156,6 +160,26 @@ class ModelRoutes:
         return {"devices": self._operator.devices(), "fragmentation": await self._operator.fragmentation()}
 
     @Route(
+        "GET /api/defragmentation",
+        "Return the fewest moves of loaded models after which another one fits",
+        Reply(Defragmentation, "the moves, in an order in which they can be made"),
+        (*NO_SUCH_MODEL, errors.QueueFull),
+        (_FOR,),
+    )
+    async def _defragmentation(self, request: ApiRequest) -> object:
+        return await self._operator.defragmentation(self._named(request))
+
+    @Route(
+        "POST /api/defragmentation",
+        "Make these moves, one after another; requests to the models are served meanwhile",
+        Reply(Defragmentation, "the moves that were made"),
+        (*NO_SUCH_MODEL, errors.DoesNotFit, errors.QueueFull),
+        (_FOR,),
+    )
+    async def _defragment(self, request: ApiRequest) -> object:
+        return await self._operator.defragment(self._named(request))
+
+    @Route(
         "GET /api/system/gpus",
         "List the detected GPUs and their memory use",
         Reply(Gpus, "GPUs", example=GPUS),
@@ -178,6 +202,10 @@ class ModelRoutes:
             whole = BadSetting("; ".join(error.problems), hint=error.hint)
             await send_problem(request.send, whole, problem=BROKEN_CONFIGURATION)
             return None
+
+    def _named(self, request: ApiRequest) -> str | None:
+        name = request.text("model")
+        return resolve(name, self._router) if name else None
 
     async def _order(self, request: ApiRequest, order: Callable[[str], Coroutine[Any, Any, None]]) -> object:
         name = resolve(request.name, self._router)

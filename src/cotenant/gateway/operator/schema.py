@@ -13,7 +13,7 @@ from pydantic import BaseModel, create_model
 from cotenant.domain.alerts import AlertKind
 from cotenant.domain.decisions import DecisionKind, DeviceStatus, ModelStatus, WarmStatus
 from cotenant.domain.engine_kinds import EngineKind
-from cotenant.domain.fragmentation import Fragmentation
+from cotenant.domain.fragmentation import Defragmentation, Fragmentation
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ModelFile
 from cotenant.gateway.plans.schema import RecipeResponse
@@ -130,10 +130,11 @@ class DecisionsResponse(BaseModel):
 
 
 class WhyResponse(BaseModel):
-    """The last decisions about a model, oldest first."""
+    """The last decisions about a model, oldest first, and the moves of others that would let it fit."""
 
     model: str
     decisions: list[DecisionResponse]
+    defragmentation: Defragmentation | None
 
 
 class ReloadResponse(BaseModel):
