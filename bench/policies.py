@@ -87,7 +87,13 @@ def replay_all(scene: Scene, draw: int) -> dict[str, Report]:
 
 def compare(runs: Sequence[dict[str, Report]], policy: str, measure: str) -> Interval:
     """Return a policy's measure over LRU's, paired by draw."""
-    ratios = [getattr(run[policy], measure) / max(0.001, getattr(run["lru"], measure)) for run in runs]
+    return interval(
+        [getattr(run[policy], measure) / max(0.001, getattr(run["lru"], measure)) for run in runs]
+    )
+
+
+def interval(ratios: Sequence[float]) -> Interval:
+    """Return the median of paired ratios with the bounds of its bootstrap interval."""
     dice = Random(0)
     medians = sorted(statistics.median(dice.choices(ratios, k=len(ratios))) for _ in range(_RESAMPLES))
     return Interval(

@@ -36,7 +36,7 @@ def one_model(name: str, think_s: float, service_s: float) -> Iterator[Turn]:
 @pytest.mark.parametrize("habit", [*HABITS])
 def test_a_client_asks_again_only_after_its_answer_and_not_after_the_end(habit: str) -> None:
     world = world_of(*(SimulatedModel(name, (10 * _GB,), load_s=5.0) for name in "abc"))
-    world.visit(HABITS[habit](["a", "b", "c"], Random(2), 10.0), until=600.0)
+    world.visit(HABITS[habit](["a", "b", "c"], Random(2), 10.0), until=3000.0)
     answered_at = 0.0
 
     def ends(client: object) -> None:
@@ -51,7 +51,7 @@ def test_a_client_asks_again_only_after_its_answer_and_not_after_the_end(habit: 
             assert newest.outcome is not None or newest.request.at >= answered_at
     assert len(world.clients) > 20
     assert all(client.outcome is Outcome.SERVED for client in world.clients.values())
-    assert max(client.request.at for client in world.clients.values()) <= 600
+    assert max(client.request.at for client in world.clients.values()) <= 3000
 
 
 def test_habits_are_what_they_are_called() -> None:
@@ -59,12 +59,13 @@ def test_habits_are_what_they_are_called() -> None:
         habit: [turn.request.model for turn in islice(draw(["a", "b", "c"], Random(3), 5.0), 200)]
         for habit, draw in HABITS.items()
     }
-    assert asked["alternating"][:6] == [*"abcabc"]
+    assert len({*asked["steady"]}) == 1
+    assert len({*asked["alternating"][::2]}) == len({*asked["alternating"][1::2]}) == 1
     assert asked["agent"][::2] == 100 * ["c"]
     assert len({*asked["agent"][1::2]}) == 1
     switches = sum(a != b for a, b in zip(asked["bursts"], asked["bursts"][1:], strict=False))
     assert 10 < switches < 60
-    assert asked["bursts"].count("a") > asked["bursts"].count("c")
+    assert {*asked["bursts"]} == {*"abc"}
 
 
 @settings(max_examples=40)

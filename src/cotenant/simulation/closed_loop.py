@@ -25,19 +25,28 @@ class Turn:
     request: Request
 
 
-def alternating(models: Sequence[str], rng: Random, think_s: float) -> Iterator[Turn]:
-    """Ask each model in turn."""
+def steady(models: Sequence[str], rng: Random, think_s: float) -> Iterator[Turn]:
+    """Ask one model again and again."""
+    model = rng.choice(models)
     while True:
-        for model in models:
+        yield Turn(_drawn(rng, think_s), _chat(model, rng))
+
+
+def alternating(models: Sequence[str], rng: Random, think_s: float) -> Iterator[Turn]:
+    """Ask two models in turn."""
+    pair = _some(models, rng, 2)
+    while True:
+        for model in pair:
             yield Turn(_drawn(rng, think_s), _chat(model, rng))
 
 
 def bursts(models: Sequence[str], rng: Random, think_s: float) -> Iterator[Turn]:
-    """Ask one model about six times, then another one; the first models are asked more often."""
-    weights = [1 / (rank + 1) for rank in range(len(models))]
+    """Ask one of four models about six times, then another one after a pause; some of them more often."""
+    own = _some(models, rng, 4)
+    weights = [1 / (rank + 1) for rank in range(len(own))]
     pause = 1.0
     while True:
-        (model,) = rng.choices(models, weights)
+        (model,) = rng.choices(own, weights)
         for _ in range(_geometric(rng, _BURST)):
             yield Turn(_drawn(rng, pause * think_s), _chat(model, rng))
             pause = 1.0
@@ -56,11 +65,34 @@ def agent(models: Sequence[str], rng: Random, think_s: float) -> Iterator[Turn]:
 
 
 HABITS: Final[Mapping[str, Callable[[Sequence[str], Random, float], Iterator[Turn]]]] = {
+    "steady": steady,
     "alternating": alternating,
     "bursts": bursts,
     "agent": agent,
 }
 """What a client asks for, without end, of which models; its think times have the median `think_s`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """How many closed-loop clients of each habit there are; they ask nothing after `until`."""
+
+    counts: Mapping[str, int]
+    think_s: float
+    until: float
+
+    def draw(self, models: Sequence[str], seed: int) -> Iterator[Iterator[Turn]]:
+        """Yield the turns of each client, which do not depend on when it is answered.
+
+        `models` are the largest first: agents embed with the smallest.
+        """
+        for habit, count in self.counts.items():
+            for number in range(count):
+                yield HABITS[habit](models, Random(f"{seed} {habit} {number}"), self.think_s)
+
+
+def _some(models: Sequence[str], rng: Random, count: int) -> list[str]:
+    return rng.sample(models, min(count, len(models)))
 
 
 def _chat(model: str, rng: Random) -> Request:

@@ -13,6 +13,7 @@ from cotenant.scheduling.events import LoadAsked
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
 from cotenant.scheduling.policy import Policy, Victim
 from cotenant.scheduling.scheduler import Scheduler
+from cotenant.simulation.closed_loop import Clients, Turn
 from cotenant.simulation.machine import Machine
 from cotenant.simulation.models import Request, SimulatedModel, speed_of
 from cotenant.simulation.results import ReplayResult, summarize
@@ -59,13 +60,26 @@ class Variant:
                 yield result
 
     def run(
-        self, requests: Sequence[Request], *, seed: int = 0, progress: Progress | None = None
+        self,
+        requests: Sequence[Request],
+        clients: Clients | None = None,
+        *,
+        seed: int = 0,
+        progress: Progress | None = None,
     ) -> ReplayResult:
-        """Replay requests, in order of arrival, and return the results. Load times vary by `seed`."""
-        return summarize(self.replay(requests, seed=seed, progress=progress))
+        """Replay requests, in order of arrival, or have clients ask, and return the results.
+
+        Load times and clients vary by `seed`.
+        """
+        return summarize(self.replay(requests, clients, seed=seed, progress=progress))
 
     def replay(
-        self, requests: Sequence[Request], *, seed: int = 0, progress: Progress | None = None
+        self,
+        requests: Sequence[Request],
+        clients: Clients | None = None,
+        *,
+        seed: int = 0,
+        progress: Progress | None = None,
     ) -> World:
         """Replay requests and return the world at its end; its clients are in the order of the requests."""
         policy = foresight(requests) if self.clairvoyant else None
@@ -79,6 +93,11 @@ class Variant:
                 world.send(LoadAsked(0.0, tenant.spec.name))
         world.expect(self._for_tenants(requests))
         end = requests[-1].at if requests else 0.0
+        if clients is not None:
+            end = clients.until
+            by_size = sorted(models, key=lambda model: -model.bytes)
+            for turns in clients.draw([model.name for model in by_size], seed):
+                world.visit(map(self._for_tenant, turns), end)
         while world.run(steps=2000):
             if progress is not None:
                 progress(min(1.0, world.queue.now / end) if end else 1.0)
@@ -101,6 +120,9 @@ class Variant:
                 )
             )
         return found
+
+    def _for_tenant(self, turn: Turn) -> Turn:
+        return replace(turn, request=self._for_tenants([turn.request])[0])
 
     def _plan(self, tenant: Tenant) -> Placement | Refusal:
         ledger = Ledger(self.settings.reserve_bytes)

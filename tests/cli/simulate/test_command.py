@@ -210,3 +210,49 @@ def test_a_log_of_strangers_says_who_they_are_and_how_to_name_them(
     assert "--model 'g=20GiB', --model '*=8GiB' for all" in told
     late = [write_log(tmp_path / "log.csv", "ab"), "--model", "b=1GiB", "--until", "1s"]
     assert "unknown models: a; known: b" in refused(capsys, *late)
+
+
+SIZES = ("--model", "a=10GiB,load=4s", "--model", "b=10GiB,load=4s", "--gpus", "16GiB")
+
+
+def test_clients_ask_again_only_after_their_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = "alternating=2,agent=1,think=5s"
+    assert main(["simulate", "--clients", spec, *SIZES, "--gpus", "24GiB"]) == 0
+    text = capsys.readouterr().out
+    first = "3 clients (2 alternating, 1 agent), who think for 5.0 s, ask 2 models for 1 h 0 m; seed 0"
+    assert text.splitlines()[0] == first
+    told = simulate(capsys, "--clients", spec, *SIZES, "--gpus", "24GiB", "--until", "20m")
+    assert told == simulate(capsys, "--clients", spec, *SIZES, "--gpus", "24GiB", "--until", "20m")
+    assert told["clients"]["until"] == 1200
+    short, roomy = (variant["total"] for variant in told["variants"])
+    assert short["waits"]["mean_s"] > roomy["waits"]["mean_s"]
+    assert short["answered"] < roomy["answered"], "who waits asks less"
+    other = simulate(capsys, "--clients", spec, *SIZES, "--until", "20m", "--seed", "1")
+    assert other["variants"][0]["total"] != short
+    faster = simulate(capsys, "--clients", spec, *SIZES, "--until", "20m", "--speed", "4")
+    assert faster["variants"][0]["total"]["requests"] > short["requests"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--clients", "readers=1"], "'readers' is not known"),
+        (["--clients", "bursts=0"], "'0' is not a number from 1 to 10000"),
+        (["--clients", "bursts"], "'' is not a number"),
+        (["--clients", "think=3s"], "has no clients"),
+        (["--clients", "bursts=1,think=0s"], "the think time must be above 0"),
+        (["--clients", "bursts=1,think=soon"], "soon"),
+        (["--clients", "bursts=1", "log.csv"], "give a log or --clients, and not both"),
+        ([], "there is no log to replay"),
+        (["--clients", "bursts=1", "--policy", "clairvoyant"], "clairvoyant knows a log"),
+        (["--clients", "bursts=1", "--model", "*=2GiB"], "* is every other name of a log"),
+    ],
+)
+def test_clients_that_cannot_be_are_refused(
+    flags: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told in refused(capsys, *flags, *SIZES)
+
+
+def test_clients_need_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there are no models for the clients" in refused(capsys, "--clients", "agent=1", "--gpus", "16GiB")

@@ -31,6 +31,7 @@ from cotenant.scheduling.policy import POLICIES
 if TYPE_CHECKING:
     from cotenant.config.configuration import Configuration
     from cotenant.domain.devices import Device
+    from cotenant.simulation.closed_loop import Clients
     from cotenant.simulation.models import Request
     from cotenant.simulation.variant import Tenant, Variant
 
@@ -48,7 +49,13 @@ _EPILOG: Final = (
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
     parser.epilog = _EPILOG
-    parser.add_argument("logs", metavar="LOG", nargs="+", help="requests; several files are merged")
+    parser.add_argument("logs", metavar="LOG", nargs="*", help="requests; several files are merged")
+    parser.add_argument(
+        "--clients",
+        metavar="SPEC",
+        help="in place of a log: people and agents who ask again only after their answer, as "
+        "bursts=5,agent=1,think=20s; the habits are steady, alternating, bursts and agent",
+    )
     what = parser.add_argument_group(
         "what to compare; each may be given several times, the others are compared with the first"
     )
@@ -66,9 +73,16 @@ def register(parser: argparse.ArgumentParser) -> None:
         what.add_argument(name, metavar=metavar, action="append", help=text)
     add_model_options(parser)
     replay = parser.add_argument_group("replay")
-    replay.add_argument("--until", metavar="TIME", help="only the first part of the log, as 2h")
     replay.add_argument(
-        "--speed", metavar="FACTOR", default="1", help="requests arrive this many times as fast"
+        "--until",
+        metavar="TIME",
+        help="only the first part of the log, as 2h; with --clients how long they ask (default: 1h)",
+    )
+    replay.add_argument(
+        "--speed",
+        metavar="FACTOR",
+        default="1",
+        help="requests arrive, or clients think, so many times as fast",
     )
     replay.add_argument(
         "--seed",
@@ -90,6 +104,7 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Replay and print. Raises BadSetting, BadTrace, BadDeviceSpec."""
+    from cotenant.cli.simulate.clients import clients_of
     from cotenant.cli.simulate.table import Study, as_json, lines
     from cotenant.daemon.workload import read_logs
 
@@ -99,14 +114,30 @@ def run(args: argparse.Namespace) -> int:
     for name in args.policy or ():
         if name not in _POLICIES:
             raise UsageError(f"--policy {name!r} is not known", hint=f"One of {', '.join(_POLICIES)}.")
+    if bool(args.logs) == (args.clients is not None):
+        raise UsageError(
+            "give a log or --clients, and not both" if args.logs else "there is no log to replay",
+            hint="`cotenant serve --request-log FILE` writes one; --clients bursts=5 does without.",
+        )
+    clients = None if args.clients is None else clients_of(args.clients, until_s, speed)
+    if clients is not None and "clairvoyant" in (args.policy or ()):
+        raise UsageError(
+            "clairvoyant knows a log, and not what clients will ask",
+            hint="Leave it out, or replay a log in place of --clients.",
+        )
+    if clients is not None and any(model.name == EVERY_OTHER for model in stated):
+        raise UsageError(
+            f"{EVERY_OTHER} is every other name of a log, and --clients has none",
+            hint="Name each model: --model llama=20GiB --model embed=2GiB.",
+        )
     given = configuration_of(args.config, args.models_dir, stated=bool(stated))
     trace = read_logs(args.logs, stretch=1 / speed)
     requests = [request for request in trace.requests if request.at <= until_s / speed]
     configuration, configured, problem = configured_tenants(given)
-    tenants, requests, left_out = matched(configured, stated, requests, configuration)
+    tenants, requests, left_out = matched(configured, stated, requests, configuration, clients)
     variants = list(_variants(args, configuration, tenants))
     notes = [] if problem is None else [problem]
-    study = Study(requests, trace.guessed, left_out, seed, speed, notes)
+    study = Study(requests, trace.guessed, left_out, seed, speed, notes, clients)
     draws = args.draws or (3 if len(variants) > 1 else 1)
     for number, variant in enumerate(variants, start=1):
         with progress_line() as show:
@@ -115,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
             def progress(share: float, what: str = what, show: Callable[[str], None] = show) -> None:
                 show(f"{math.floor(100 * share):3} % of {what}")
 
-            results = [variant.run(requests, seed=seed + n, progress=progress) for n in range(draws)]
+            results = [variant.run(requests, clients, seed=seed + n, progress=progress) for n in range(draws)]
         study.results.append((variant, results))
     return print_result(args, as_json(study), lines(study, every_model=args.all_models))
 
@@ -125,11 +156,13 @@ def matched(
     stated: Sequence[StatedModel],
     requests: list[Request],
     configuration: Configuration,
+    clients: Clients | None = None,
 ) -> tuple[list[Tenant], list[Request], Counter[str]]:
     """Return the models, their requests by canonical name, and the number of other requests, by name.
 
-    Raises UsageError if no request is for a known model.
+    Raises UsageError if no request is for a known model, or there is none for the `clients`.
     """
+    from cotenant.cli.simulate.clients import nothing_to_ask
     from cotenant.daemon.core.fleet import Fleet
 
     names = Fleet.of(configuration.models).names
@@ -141,7 +174,9 @@ def matched(
     canonical = {**names, **{name: name for name in own}}
     left_out = Counter(request.model for request in requests if request.model not in canonical)
     kept = [replace(r, model=canonical[r.model]) for r in requests if r.model in canonical]
-    if not kept:
+    if clients is not None and not tenants:
+        raise nothing_to_ask()
+    if clients is None and not kept:
         raise _nothing_to_replay(left_out, tenants)
     return tenants, kept, left_out
 

@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, NamedTuple
 
+from cotenant.cli.simulate.clients import described
 from cotenant.cli.table import Column, attributes, table_lines
 from cotenant.domain.units import format_bytes, format_count, format_duration
+from cotenant.simulation.closed_loop import Clients
 from cotenant.simulation.models import Request
 from cotenant.simulation.results import ReplayResult, Summary, Waits
 from cotenant.simulation.variant import Variant
@@ -42,6 +44,7 @@ class Study:
     seed: int
     speed: float
     notes: list[str]
+    clients: Clients | None = None
     results: list[tuple[Variant, Sequence[ReplayResult]]] = field(default_factory=list)
 
     @property
@@ -57,18 +60,13 @@ class Study:
 
     @property
     def span_s(self) -> float:
-        """Seconds from the log's start to its last request, as replayed."""
-        return self.requests[-1].at
+        """Seconds from the log's start to its last request, as replayed, or how long clients ask."""
+        return self.requests[-1].at if self.clients is None else self.clients.until
 
 
 def lines(study: Study, *, every_model: bool = False) -> Iterator[str]:
     """Render for people."""
-    asked = {request.model for request in study.requests}
-    faster = "" if study.speed == 1 else f", at {study.speed:g} times its speed"
-    yield (
-        f"{format_count(len(study.requests), 'request')} for {format_count(len(asked), 'model')} over "
-        f"{format_duration(study.span_s)}{faster}; seed {study.seed}"
-    )
+    yield f"{_workload(study)}; seed {study.seed}"
     yield ""
     letters = [chr(ord("A") + number) for number in range(len(study.results))]
     rows = [_Row(letter, *result) for letter, result in zip(letters, study.shown, strict=True)]
@@ -95,10 +93,23 @@ def lines(study: Study, *, every_model: bool = False) -> Iterator[str]:
         yield from notes
 
 
+def _workload(study: Study) -> str:
+    """Say what is replayed."""
+    span = format_duration(study.span_s)
+    if study.clients is not None:
+        models = format_count(len(study.results[0][0].tenants), "model")
+        return f"{described(study.clients)}, ask {models} for {span}"
+    asked = {request.model for request in study.requests}
+    faster = "" if study.speed == 1 else f", at {study.speed:g} times its speed"
+    count = format_count(len(study.requests), "request")
+    return f"{count} for {format_count(len(asked), 'model')} over {span}{faster}"
+
+
 def as_json(study: Study) -> dict[str, Any]:
     """Return all of it as plain values: seconds, bytes, shares from 0 to 1, null for never."""
     return {
         "requests": len(study.requests),
+        "clients": None if study.clients is None else asdict(study.clients),
         **attributes(study, "guessed left_out span_s"),
         "logged_waits": None if study.logged is None else asdict(study.logged),
         **attributes(study, "seed speed notes"),
