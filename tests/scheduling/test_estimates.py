@@ -1,8 +1,10 @@
 """How long a request is told to wait: what must happen first counts, and what is unknown is said to be."""
 
+from dataclasses import replace
+
 import pytest
 
-from tests.scheduling.harness import Bench, card, model
+from tests.scheduling.harness import GB, Bench, card, fit_whole, model
 
 
 def eta(bench: Bench, name: str) -> float | None:
@@ -127,3 +129,28 @@ def test_a_request_that_waited_too_long_says_behind_whom() -> None:
     assert waited_for.endswith("behind 1 request of busy")
     bench.wait(6)
     assert bench.refused[ticket].text == f"waited 5.0 s for {waited_for}"
+
+
+@pytest.mark.parametrize("index", range(11))
+def test_one_that_fits_one_card_only_waits_for_all_that_are_expected_to_end_before(index: int) -> None:
+    """Which card that is makes no difference to how it is found: the first, the last or between."""
+
+    def own(budgets):
+        return fit_whole(20 * GB)([each for each in budgets if each.device.id == f"GPU-{index}"])
+
+    names = [f"m{n}" for n in range(11)]
+    big = replace(model("big", 20), fit=own)
+    loaded = [model(name, 20, keep_alive_s=None) for name in names]
+    bench = Bench.of([*loaded, big], [card(n) for n in range(11)])
+    for name in names:
+        (ticket,) = bench.load(name)
+        bench.now += 100
+        bench.done(ticket)
+    for name in names:
+        bench.load(name)
+        bench.now += 1
+    bench.ask("big")
+    estimate = bench.scheduler.wait_estimate("big", bench.now)
+    ahead = [f"1 request of {name}" for name in names[: index + 1]]
+    assert estimate.waits_for == f"room on a GPU, behind {', '.join(ahead)}"
+    assert estimate.eta_s == pytest.approx(100 - 11 + index + bench.state.models["big"].load_s)

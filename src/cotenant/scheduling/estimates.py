@@ -1,6 +1,7 @@
 """How long a request may have to wait: by what must happen first, and how long that usually takes."""
 
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
 from heapq import heapify, heapreplace
@@ -90,19 +91,28 @@ def _room_in(state: State, model: ModelState, now: float) -> tuple[float, str]:
         return max((_gone_in(state, victim, model, now) for victim in victims), default=0.0), _behind(victims)
     wanted = [other for other in state.cold_and_wanted() if other is not model]
     if isinstance(choose_now(state, model, set()), Placement):
-        loading = (r for r in state.residencies.values() if r.state is ResidencyState.LOADING)
+        loading = state.in_state(ResidencyState.LOADING)
         left = (_left(state.models[each.model].load_s, now - each.since) for each in loading)
         return max(left, default=0.0), ""
     others = [r for r in state.residencies.values() if r.bytes_by_device and not state.models[r.model].pinned]
     others.sort(key=lambda each: (_gone_in(state, each, model, now), each.id))
-    for count in range(1, len(others) + 1):
-        first = others[:count]
-        freed, leaving = freed_by(residency.bytes_by_device for residency in first)
-        if isinstance(choose_now(state, model, set(), freed, leaving), Placement):
-            # Who else waits for room, or keeps a victim busy, may go first: that is not predicted.
-            kept_busy = any(state.models[residency.model].queue for residency in first)
-            return math.inf if wanted or kept_busy else _gone_in(state, first[-1], model, now), _behind(first)
-    return math.inf, ""
+
+    def fits_without(count: int) -> bool:
+        freed, leaving = freed_by(residency.bytes_by_device for residency in others[:count])
+        return isinstance(choose_now(state, model, set(), freed, leaving), Placement)
+
+    # What fits without some fits without more. Mostly few are enough, and of thousands not each is asked.
+    fewer, enough = 0, 1
+    while enough < len(others) and not fits_without(enough):
+        fewer, enough = enough, 2 * enough
+    counts = range(fewer + 1, min(enough, len(others)) + 1)
+    found = bisect_left(counts, True, key=fits_without)
+    if found == len(counts):
+        return math.inf, ""
+    first = others[: counts[found]]
+    # Who else waits for room, or keeps a victim busy, may go first: that is not predicted.
+    kept_busy = any(state.models[residency.model].queue for residency in first)
+    return math.inf if wanted or kept_busy else _gone_in(state, first[-1], model, now), _behind(first)
 
 
 def _gone_in(state: State, residency: Residency, waiting: ModelState, now: float) -> float:
