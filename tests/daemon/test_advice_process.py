@@ -64,8 +64,14 @@ async def test_recorded_requests_are_replayed_in_a_process_of_its_own(tmp_path: 
 
 async def test_without_recorded_requests_it_says_why_none_can_begin(tmp_path: Path):
     assert adviser(tmp_path, log=False).start().message.startswith("No requests are recorded: set server.")
+
+
+async def test_before_the_first_request_the_log_is_not_enough(tmp_path: Path):
     searching = adviser(tmp_path)
-    assert searching.start() == AdviceStatus(message="No request was recorded yet.")
+    searching.start()
+    status = await ended(searching)
+    assert status.advice is not None
+    assert str(status.advice["text"]).startswith("Not enough log: 0 requests")
 
 
 async def test_a_log_that_cannot_be_read_is_told_in_one_line(tmp_path: Path):

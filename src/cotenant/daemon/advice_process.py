@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from cotenant.config.configuration import AdvisorSettings, Configuration, ServerSettings
 from cotenant.daemon.core.fleet import Fleet
-from cotenant.daemon.workload import Workload, advice_as_json, read_logs, rotated
+from cotenant.daemon.workload import Workload, advice_as_json, recorded
 from cotenant.domain.devices import Inventory
 from cotenant.domain.errors import CotenantError
 from cotenant.domain.records import PastRuns
@@ -80,20 +80,19 @@ class AdviceProcess:
 
 
 def _obstacle(configuration: Configuration) -> str:
-    """Return why there are no recorded requests; empty if there are."""
-    log = configuration.server.request_log
-    if log is None:
-        return "No requests are recorded: set server.request_log in the configuration."
-    return "" if rotated(log) else "No request was recorded yet."
+    """Return why requests are not recorded; empty if they are."""
+    recording = configuration.server.request_log is not None
+    return "" if recording else "No requests are recorded: set server.request_log in the configuration."
 
 
 def _search(
     log: Path, configuration: Configuration, cards: Inventory, past: PastRuns, by_engine: bool
 ) -> dict[str, Any]:
     names = Fleet.of(configuration.models).names
-    recorded = read_logs(rotated(log)).requests
-    requests = [replace(r, model=names[r.model]) for r in recorded if r.model in names]
-    left_out = Counter(request.model for request in recorded if request.model not in names)
+    trace = recorded(log)
+    found = () if trace is None else trace.requests
+    requests = [replace(r, model=names[r.model]) for r in found if r.model in names]
+    left_out = Counter(request.model for request in found if request.model not in names)
     workload = Workload(requests, configuration, cards, past, by_engine=by_engine)
     return advice_as_json(advise(workload.variant, workload.dimensions, requests), workload, left_out)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 import sys
 import zlib
 from collections import Counter
@@ -21,7 +22,7 @@ from cotenant.domain.devices import Device, DeviceOrder, Inventory
 from cotenant.domain.errors import BadSetting
 from cotenant.domain.models import MAX_PARALLEL, SplitPolicy
 from cotenant.domain.records import PastRuns
-from cotenant.domain.units import format_count, format_duration
+from cotenant.domain.units import MIB, format_count, format_duration
 from cotenant.planning.budgets import BudgetRules, budgets
 from cotenant.scheduling.policy import POLICIES
 from cotenant.simulation.advise import NEEDED_REQUESTS, Advice, Choices, Dimension, Key
@@ -32,6 +33,8 @@ from cotenant.simulation.variant import Tenant, Variant
 
 _KEEP_ALIVES: Final = (30.0, 120.0, 300.0, 900.0, 3600.0, 14400.0, math.inf)
 _OWN_KEEP_ALIVES: Final = (300.0, 3600.0, math.inf)
+_LOG_BYTES: Final = 4 * MIB
+_LOG_FILES: Final = 5
 _MODELS: Final = 3
 """Of how many models settings of their own are tried: those whose requests wait longest in sum."""
 
@@ -47,10 +50,30 @@ def read_logs(names: Sequence[str], *, stretch: float = 1.0) -> Trace:
         return read_trace({name: _lines(stack, name) for name in names}, stretch=stretch)
 
 
-def rotated(log: Path) -> list[str]:
-    """Return the files of the daemon's request log that exist, the newest first."""
-    files = (log, *(log.with_name(f"{log.name}.{number}") for number in range(1, 10)))
-    return [str(file) for file in files if file.is_file()]
+def recorded(log: Path) -> Trace | None:
+    """Read the end of the daemon's request log, some ten thousand requests; None if there are none yet.
+
+    Files that it was rotated to are read too, if need be. Raises BadTrace, BadSetting.
+    """
+    content = b""
+    for number in range(_LOG_FILES):
+        file = log if number == 0 else log.with_name(f"{log.name}.{number}")
+        try:
+            with file.open("rb") as source:
+                start = max(0, source.seek(0, os.SEEK_END) - (_LOG_BYTES - len(content)))
+                source.seek(start)
+                part = source.read()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            why = f"{file} cannot be read: {error.strerror}"
+            raise BadSetting(why, hint="The daemon must be able to read what it writes.") from None
+        content = (part.partition(b"\n")[2] if start else part) + content
+        if start:
+            break
+    # The daemon may be writing the last line.
+    lines = content[: content.rfind(b"\n") + 1].decode("utf-8", "replace").splitlines()
+    return read_trace({f"the end of {log}": lines}) if lines else None
 
 
 def _lines(stack: ExitStack, name: str) -> Iterator[str]:
@@ -119,10 +142,14 @@ class Workload:
         scheduling = scheduler_settings(settings)
         scheduling = replace(scheduling, policy=choices.get(POLICY, scheduling.policy))
         named = {tenant.spec.name for tenant in self.stated}
-        entries = [self._entry(entry, choices) for entry in settings.models if entry.name not in named]
-        tenants = [tenant_of(entry, rules, self.past, by_engine=self.by_engine) for entry in entries]
-        changed = tuple(self._tenant(tenant, choices) for tenant in (*tenants, *self.stated))
-        return Variant("", usable_cards(self.inventory, rules), scheduling, changed)
+        tenants = [(tenant, tenant.spec.slots) for tenant in self.stated]
+        for entry in settings.models:
+            if entry.name not in named:
+                changed = self._entry(entry, choices)
+                tenant = tenant_of(changed, rules, self.past, by_engine=self.by_engine)
+                tenants.append((tenant, entry.recipe.parallel))
+        cards = usable_cards(self.inventory, rules)
+        return Variant("", cards, scheduling, tuple(self._tenant(*each, choices) for each in tenants))
 
     def _entry(self, entry: ModelEntry, choices: Choices) -> ModelEntry:
         recipe, split = entry.recipe, choices.get(SPLIT)
@@ -131,10 +158,9 @@ class Workload:
         parallel = choices.get(("models", entry.name, "parallel"), recipe.parallel)
         return replace(entry, recipe=replace(recipe, parallel=parallel))
 
-    def _tenant(self, tenant: Tenant, choices: Choices) -> Tenant:
+    def _tenant(self, tenant: Tenant, before: int, choices: Choices) -> Tenant:
+        """Return a model with other settings; `before` is the present number of its slots."""
         spec = tenant.spec
-        entries = self.configuration.models
-        before = next((each.recipe.parallel for each in entries if each.name == spec.name), spec.slots)
 
         def own(name: str, otherwise: Any) -> Any:
             return choices.get(("models", spec.name, name), otherwise)

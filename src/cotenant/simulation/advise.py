@@ -8,7 +8,7 @@ with the present request by request.
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ WORSE: Final = 0.05
 """By what share a model's mean wait may rise; less than `_UNSEEN_S` does not count."""
 _UNSEEN_S: Final = 0.05
 _WORTHWHILE: Final = 0.01
-_NEARLY: Final = 0.98
+_NEARLY: Final = 0.95
 _RESAMPLES: Final = 2000
 _CONFIDENCE: Final = 0.95
 
@@ -122,30 +122,22 @@ class _Trial:
         return None
 
 
+@dataclass(slots=True)
 class _Replays:
     """Replays choices; the same ones with the same seed once."""
 
-    def __init__(
-        self,
-        build: Callable[[Choices], Variant],
-        requests: Sequence[Request],
-        on_replay: Callable[[], None],
-    ) -> None:
-        self._build = build
-        self._requests = [replace(request, at=request.at - requests[0].at) for request in requests]
-        self._known: dict[tuple[int, frozenset[tuple[Key, object]]], _Trial] = {}
-        self._on_replay = on_replay
-
-    def __len__(self) -> int:
-        return len(self._known)
+    build: Callable[[Choices], Variant]
+    requests: Sequence[Request]
+    on_replay: Callable[[], None]
+    known: dict[tuple[int, frozenset[tuple[Key, object]]], _Trial] = field(default_factory=dict)
 
     def trial(self, choices: Choices, seed: int) -> _Trial:
         """Replay once."""
         key = seed, frozenset(choices.items())
-        if key not in self._known:
-            self._on_replay()
-            self._known[key] = self._replayed(choices, seed)
-        return self._known[key]
+        if key not in self.known:
+            self.on_replay()
+            self.known[key] = self._replayed(choices, seed)
+        return self.known[key]
 
     def draws(self, choices: Choices, seed: int) -> _Trial:
         """Replay DRAWS times, by seeds from `seed` on, and average."""
@@ -158,7 +150,7 @@ class _Replays:
         )
 
     def _replayed(self, choices: Choices, seed: int) -> _Trial:
-        world = self._build(choices).replay(self._requests, seed=seed)
+        world = self.build(choices).replay(self.requests, seed=seed)
         waits: dict[str, list[float]] = {}
         response_s = []
         for client in world.clients.values():
@@ -191,10 +183,12 @@ def advise(
     span_s = requests[-1].at - requests[0].at if requests else 0.0
     if len(requests) < NEEDED_REQUESTS:
         return Advice(len(requests), span_s, seed)
-    replays = _Replays(build, requests, progress)
-    searching = _Replays(build, requests[-SEARCHED:], progress)
+    replays, searching = (
+        _Replays(build, [replace(each, at=each.at - some[0].at) for each in some], progress)
+        for some in (requests, requests[-SEARCHED:])
+    )
     present = searching.trial({}, seed)
-    counts = Counter(request.model for request in requests[-SEARCHED:])
+    counts = Counter(request.model for request in searching.requests)
     waited = {model: present.waits_s[model] * count for model, count in counts.items()}
     order = sorted((m for m in waited if waited[m] > 0), key=lambda model: (-waited[model], model))
     found = dimensions(order) if order else ()
@@ -206,7 +200,7 @@ def advise(
         len(requests),
         span_s,
         seed,
-        len(searching) + len(replays),
+        len(searching.known) + len(replays.known),
         tuple(
             Change(key, named[key], value, _gain(replays, chosen, key, seed + 1))
             for key, value in chosen.items()

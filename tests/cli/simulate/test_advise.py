@@ -72,6 +72,6 @@ def test_too_short_a_log_is_told(config, tmp_path, capsys):
 
 
 def test_without_a_log_it_says_how_to_keep_one(config, tmp_path, capsys):
-    assert "requests.jsonl does not exist yet" in refused(capsys, "--config", str(config))
+    assert "requests.jsonl has no requests yet" in refused(capsys, "--config", str(config))
     assert "there is no log of requests" in refused(capsys, "--model", "a=1GiB")
     assert "gone.csv cannot be read" in refused(capsys, "--model", "a=1GiB", "--log", "gone.csv")

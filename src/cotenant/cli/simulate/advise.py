@@ -33,7 +33,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         metavar="LOG",
         action="append",
         help="requests, as for `simulate`; several are merged (default: server.request_log of the "
-        "configuration, with its rotated files)",
+        "configuration, its last 4 MiB)",
     )
     parser.add_argument("--gpus", metavar="SPEC", default=HERE, help="cards, as for `simulate`")
     add_model_options(parser)
@@ -49,19 +49,18 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search and print. Raises BadSetting, BadTrace, BadDeviceSpec."""
-    from cotenant.daemon.workload import Workload, advice_as_json, read_logs, rotated
+    from cotenant.daemon.workload import Workload, advice_as_json, read_logs, recorded
     from cotenant.simulation.advise import advise
 
     stated = all_stated(args)
     given = configuration_of(args.config, args.models_dir, stated=bool(stated))
     kept = given.server.request_log
-    logs = args.log or ([] if kept is None else rotated(kept))
-    if not logs:
+    trace = read_logs(args.log) if args.log else recorded(kept) if kept is not None else None
+    if trace is None:
         raise BadSetting(
-            "there is no log of requests" if kept is None else f"{kept} does not exist yet",
+            "there is no log of requests" if kept is None else f"{kept} has no requests yet",
             hint="Give one with --log, or have the daemon keep one: request_log: FILE under server:.",
         )
-    trace = read_logs(logs)
     configuration, past, problem = learned_configuration(given)
     tenants, requests, left_out = matched([], stated, [*trace.requests], configuration)
     inventory = inventory_of(args.gpus, configuration)

@@ -1,11 +1,7 @@
 """The body of a response that recommends a strategy. Memory is counted in MB of 2^20 bytes."""
 
-from functools import partial
-from typing import Final
-
 from pydantic import Field
 
-from cotenant.domain.units import MIB
 from cotenant.gateway.http.bodies import ResponseModel
 from cotenant.gateway.services.schema import AssignmentResponse, Mb
 from cotenant.services.model import Strategy
@@ -44,35 +40,3 @@ class RecommendationResponse(ResponseModel):
     tie: str
     strategies: list[StrategyScoreResponse]
     measured_mb: dict[str, Mb] = Field(validation_alias="measured_bytes")
-
-
-EXAMPLE: Final = partial(
-    RecommendationResponse.model_validate,
-    {
-        "recommended": Strategy.VRAM_BASED,
-        "text": "VRAM-based is recommended, with 92.3 of 100 points.",
-        "tie": "",
-        "strategies": [
-            {
-                "strategy": Strategy.VRAM_BASED,
-                "score": 92.3,
-                "fits": True,
-                "worst_over_bytes": 0,
-                "llm_headroom_bytes": 2342 * MIB,
-                "critical_speed": 1.0,
-                "memory_share": 0.86,
-                "n_changes": 1,
-                "points": {
-                    "fit": 40.0,
-                    "llm_headroom": 19.1,
-                    "critical_speed": 20.0,
-                    "memory": 8.6,
-                    "changes": 4.6,
-                },
-                "reason": "Everything fits; the LLM's GPU keeps 2.3 GiB free; 1 container would change.",
-                "assignments": [],
-            }
-        ],
-        "measured_bytes": {"ai-enrichment": 3301 * MIB},
-    },
-)

@@ -14,7 +14,7 @@ from cotenant.gateway.http.bodies import read_body
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import BODY_ERRORS, Body, Parameter, Reply, Route, integer
 from cotenant.gateway.services import examples
-from cotenant.gateway.services.recommendation import EXAMPLE, RecommendationResponse
+from cotenant.gateway.services.recommendation import RecommendationResponse
 from cotenant.gateway.services.schema import (
     MAX_NUMBER,
     ApplyRequest,
@@ -161,7 +161,7 @@ class GpuConfigRoutes:
     @Route(
         f"GET {_PATH}/recommend",
         "Score what every strategy would assign now, and recommend one",
-        Reply(RecommendationResponse, "the strategies, with scores", example=EXAMPLE),
+        Reply(RecommendationResponse, "the strategies, with scores"),
         (_NO_SERVICES, errors.QueueFull, errors.StoreError),
     )
     async def _recommend(self, request: ApiRequest) -> object:

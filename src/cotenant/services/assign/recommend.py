@@ -19,13 +19,7 @@ from cotenant.services.model import (
     Strategy,
 )
 
-WEIGHTS: Final[Mapping[str, int]] = {
-    "fit": 40,
-    "llm_headroom": 20,
-    "critical_speed": 20,
-    "memory": 10,
-    "changes": 10,
-}
+WEIGHTS: Final = {"fit": 40, "llm_headroom": 20, "critical_speed": 20, "memory": 10, "changes": 10}
 """The points that each measure can earn, 100 in all."""
 _WHAT: Final = {
     "fit": "fit",
@@ -36,7 +30,6 @@ _WHAT: Final = {
 }
 _ENOUGH_HEADROOM: Final = 0.1
 """The share of its GPU that is enough to stay free for an LLM."""
-_SHOWN: Final = 0.05
 _OVERFILLED: Final = 0.5
 """The most that a layout which overfills a GPU can earn of the points for the fit."""
 
@@ -48,8 +41,7 @@ class ScoredStrategy:
     `worst_over_bytes` is by how much the GPU that is overfilled most is. `llm_headroom_bytes` is the least
     that stays free on a GPU of an LLM, None without LLMs; `critical_speed` the mean speed of the GPUs of
     critical services as a share of the fastest, None without any. `memory_share` is what budgets leave
-    services of their need, `n_changes` the containers that an apply would recreate. It `pins` none if every
-    service is left unpinned.
+    services of their need, `n_changes` the containers that an apply would recreate.
     """
 
     strategy: Strategy
@@ -66,11 +58,6 @@ class ScoredStrategy:
     def fits(self) -> bool:
         """Whether it overfills no GPU."""
         return self.worst_over_bytes == 0
-
-    @property
-    def pins(self) -> bool:
-        """Whether it assigns any service to a GPU."""
-        return any(each.gpus for each in self.assignments)
 
     @property
     def score(self) -> float:
@@ -107,37 +94,29 @@ def recommend(
     Strategy, `manual` last; one that pins nothing is never recommended.
     """
     scored = tuple(_scored(plan, count, services, devices, measured_bytes) for plan, count in plans)
-    able = [each for each in scored if each.pins]
+    able = [each for each in scored if any(service.gpus for service in each.assignments)]
     if not able:
         why = "no service can be pinned" if services else "no service is configured"
         return Recommendation(None, f"No strategy is recommended: {why}.", "", scored, measured_bytes)
-    best, *others = sorted(
-        able,
-        key=lambda each: (
-            -each.score,
-            each.strategy is not present,
-            each.n_changes,
-            each.strategy is Strategy.MANUAL,
-        ),
-    )
+    manual, kept = Strategy.MANUAL, present
+    able.sort(key=lambda one: (-one.score, one.strategy is not kept, one.n_changes, one.strategy is manual))
+    best, *others = able
     text = f"{TITLES[best.strategy]} is recommended, with {best.score:g} of 100 points"
     behind = next((each for each in others if each.score < best.score), None)
     if behind is not None:
         ahead = {name: best.points[name] - behind.points[name] for name in WEIGHTS}
-        text += f": {TITLES[behind.strategy]}, which comes next with {behind.score:g}, loses "
-        text += _listed(ahead)
-        if any(points <= -_SHOWN for points in ahead.values()):
-            text += f", and wins {_listed({name: -points for name, points in ahead.items()})}"
+        loses, wins = _listed(ahead), _listed({name: -points for name, points in ahead.items()})
+        text += f": {TITLES[behind.strategy]}, which comes next with {behind.score:g}, "
+        text += f"loses {loses or 'a little of each'}{wins and f', and wins {wins}'}"
     equal = [each for each in others if each.score == best.score]
-    return Recommendation(
-        best.strategy, f"{text}.", _tie(best, equal, present) if equal else "", scored, measured_bytes
-    )
+    tie = _tie(best, equal, present) if equal else ""
+    return Recommendation(best.strategy, f"{text}.", tie, scored, measured_bytes)
 
 
 def _listed(points: Mapping[str, float]) -> str:
     """List what earns points, the most first."""
-    shown = sorted(((count, name) for name, count in points.items() if count >= _SHOWN), reverse=True)
-    return " and ".join(f"{count:.1f} for {_WHAT[name]}" for count, name in shown)
+    shown = sorted(((round(count, 1), name) for name, count in points.items()), reverse=True)
+    return " and ".join(f"{count:g} for {_WHAT[name]}" for count, name in shown if count > 0)
 
 
 def _tie(best: ScoredStrategy, equal: Sequence[ScoredStrategy], present: Strategy) -> str:
