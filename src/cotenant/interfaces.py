@@ -18,6 +18,7 @@ from cotenant.domain.histograms import Histogram
 from cotenant.domain.hub import PullStep
 from cotenant.domain.launching import ON_HOST, LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Projector, Recipe
+from cotenant.domain.moves import MovePlan
 from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.domain.requests import ServedModel
 
@@ -218,6 +219,25 @@ class Operator(Protocol):
 
     def decisions(self) -> AsyncIterator[Decision]:
         """Yield decisions as they are made. A slow reader misses the oldest: the numbers show gaps."""
+
+
+class Mover(Protocol):
+    """Moves models and drains devices. A GPU is an index, a UUID or its beginning, else UnknownDevice."""
+
+    def plan_move(self, name: str, gpus: Sequence[str]) -> MovePlan:
+        """How a model would move to these. Raises UnknownModel, or CannotMove, which says why not."""
+
+    async def move(self, name: str, gpus: Sequence[str]) -> MovePlan:
+        """Move it, and return once it is served there. Raises as `plan_move`, also if the move fails."""
+
+    def cancel_move(self, name: str) -> None:
+        """Have it stay where it is, if it moves. Raises UnknownModel."""
+
+    def plan_drain(self, gpu: str) -> Sequence[MovePlan]:
+        """What would become of each model on a device that is drained."""
+
+    async def drain(self, gpu: str, drained: bool) -> None:
+        """Drain a device, or use it again. Raises BadRequest if only the configuration can do that."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,17 +15,23 @@ _READ_TIMEOUT_S: Final = 15.0
 _TEXT: Final = "text/plain"
 
 
-def add_daemon_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--address` and `--api-key`; each has its COTENANT_ variable as the default."""
+def add_daemon_options(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
+    """Add `--address` and `--api-key`; each has its COTENANT_ variable as the default.
+
+    The parser of an action has them `again`: its command's stand where they are not given to the action.
+    """
     group = parser.add_argument_group("daemon")
     group.add_argument(
         "--address",
         metavar="URL",
-        default=os.environ.get("COTENANT_ADDRESS") or None,
+        default=argparse.SUPPRESS if again else os.environ.get("COTENANT_ADDRESS") or None,
         help=f"where the daemon listens (default: as the configuration of `serve` says, else {_DEFAULT})",
     )
     group.add_argument(
-        "--api-key", metavar="KEY", default=os.environ.get("COTENANT_API_KEY") or None, help="key to send"
+        "--api-key",
+        metavar="KEY",
+        default=argparse.SUPPRESS if again else os.environ.get("COTENANT_API_KEY") or None,
+        help="key to send",
     )
 
 

@@ -1,4 +1,4 @@
-"""`cotenant gpus`: the devices of this machine, or of a description."""
+"""`cotenant gpus`: the devices of this machine, or of a description; the drains of a daemon's."""
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from cotenant.cli.client import Daemon, add_daemon_options
 from cotenant.cli.flags import add_device_options, read_inventory
+from cotenant.cli.move import register_drains
 from cotenant.cli.ps import fragmentation_lines, stranded_bytes
 from cotenant.cli.table import Column, attributes, cut_middle, print_result, table_lines
 from cotenant.domain.devices import ComputeMode, Device, DeviceOrder, Inventory, Reading, Sensors
@@ -29,6 +30,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--csv", action="store_true", help="print CSV, a line for each device: null is empty")
     add_device_options(parser)
     add_daemon_options(parser)
+    register_drains(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -36,7 +36,8 @@ def lines(
     fragmentation: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
     """Render the models as columns, what of their files is in RAM, and a bar for each device."""
-    yield from table_lines(_columns({device["uuid"]: device_index(device) for device in devices}), models)
+    names = {device["uuid"]: device_index(device) for device in devices}
+    yield from table_lines(_columns(names), [engine for model in models for engine in _engines(model)])
     if not models:
         yield "no models"
     for model in models:
@@ -45,7 +46,7 @@ def lines(
     if warm is not None:
         yield _warm(warm)
     yield ""
-    label_width = max((len(_label(device)) for device in devices), default=0)
+    label_width = max((len(device_label(device)) for device in devices), default=0)
     yield from (_device(each, label_width, stranded_bytes(fragmentation, each["uuid"])) for each in devices)
     if devices:
         yield f"{'':<{label_width}}  {_LEGEND}"
@@ -69,6 +70,14 @@ def fragmentation_lines(fragmentation: Mapping[str, Any] | None) -> Iterator[str
         now = f"{fits['name']} ({format_bytes(fits['bytes'])})" if fits else "none"
         size = format_bytes(whole["bytes"])
         yield f"The largest that fits: {now}; with the free memory in one piece: {whole['name']} ({size})."
+
+
+def _engines(model: Model) -> Iterator[Model]:
+    """Yield a model, and its other engines while it moves, in the same form."""
+    yield model
+    for other in model.get("others") or ():
+        state = f"{other['state']}, {other['role']}"
+        yield {**other, "name": f"  {model['name']}", "state": state, "predicted_bytes": other["bytes"]}
 
 
 def _columns(names: Mapping[str, str]) -> Sequence[Column[Model]]:
@@ -119,10 +128,12 @@ def _device(device: Mapping[str, Any], label_width: int, stranded: int) -> str:
     percent = device.get("utilisation_percent")
     busy = "" if percent is None else f", {percent:.0f}% busy"
     over = ", OVERCOMMITTED" if device["overcommitted"] else ""
-    return f"{_label(device):<{label_width}}  {bar}  {used} of {format_bytes(total)}{busy}{over}"
+    over += f", {device['drain'].upper()}" if device.get("drain") else ""
+    return f"{device_label(device):<{label_width}}  {bar}  {used} of {format_bytes(total)}{busy}{over}"
 
 
-def _label(device: Mapping[str, Any]) -> str:
+def device_label(device: Mapping[str, Any]) -> str:
+    """Name a device for people."""
     index = device["index"]
     return str(device["name"]) if index is None else f"GPU {index} {device['name']}"
 

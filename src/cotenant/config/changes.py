@@ -19,7 +19,14 @@ _RULES = {
 }
 _ORIGINS = {"from_folder", "stated_is_guess"}
 """With the rules, the fields of ModelEntry that the running engine does not depend on."""
-_AT_ONCE = {"models_dir", "ollama", "server.api_keys", "server.api_key_file", "server.insecure"}
+_AT_ONCE = {
+    "models_dir",
+    "ollama",
+    "devices.drain",
+    "server.api_keys",
+    "server.api_key_file",
+    "server.insecure",
+}
 """Settings that a running daemon follows; the others take effect at the next start."""
 
 

@@ -88,6 +88,13 @@ class DeviceSettings:
     use: tuple[str, ...] = setting(
         (), "all, or a list of indices or UUIDs", flag="devices", reads="devices", shown="all"
     )
+    drain: tuple[str, ...] = setting(
+        (),
+        "indices or UUIDs on which nothing is placed: what is there moves away",
+        flag=None,
+        reads="device",
+        shown="none",
+    )
     rules: BudgetRules = field(default_factory=BudgetRules)
     gpus: str | None = setting(None, "describe GPUs in place of this machine's, as --gpus does")
     mps: MpsMode = setting(MpsMode.AUTO, "when engines share cards through CUDA MPS", group="engine")

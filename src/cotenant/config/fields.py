@@ -52,6 +52,7 @@ SECTIONS: Final[Mapping[str, tuple[Setting, ...]]] = {
 
 _READERS: Final[Mapping[str, Scalar]] = {
     "api_key": scalars.api_key,
+    "device": scalars.Scalar(scalars.text.read, {"type": ["string", "integer"]}),
     "devices": scalars.words(everything="all"),
     "duration": scalars.duration(),
     "keep_alive": scalars.keep_alive,

@@ -20,6 +20,7 @@ from cotenant.daemon.core.effects import Effects
 from cotenant.daemon.core.fleet_view import FleetView
 from cotenant.daemon.core.inputs import AfterReady, DaemonInputs, StartReporter
 from cotenant.daemon.core.loop import Loop
+from cotenant.daemon.core.mover import FleetMover
 from cotenant.daemon.core.operator import FleetOperator
 from cotenant.daemon.core.router import FleetRouter
 from cotenant.daemon.core.settings import ApiKeys, scheduler_settings
@@ -130,6 +131,7 @@ class Daemon:
         )
         self._router = FleetRouter(loop, active.remedies)
         self._operator = FleetOperator(loop, active.reload)
+        self._mover = FleetMover(loop, store, lambda: active.configuration.devices.drain)
 
         view = FleetView(loop)
         self._engines = EngineMonitors(self._hosts, loop, view, active, past.seen_bytes)
@@ -154,8 +156,9 @@ class Daemon:
             usage=self._engines.usage,
         )
         self._cards.listeners += [self._alerts.measured, recorder.measured, self._engines.footprints.measured]
+        self._cards.listeners.append(lambda _: self._mover.republish())
         self._sharing.listeners.append(self._cards.republish)
-        active.listeners.append(self._cards.republish)
+        active.listeners += [self._mover.republish, self._cards.republish]
         self._adviser = AdviceProcess(active.planned, lambda: self._cards.last, past, options.use_fit_params)
         self._services: Services | None = None
         if configuration.services is not None:
@@ -174,6 +177,7 @@ class Daemon:
             loop.add_signal_handler(number, self._on_signal)
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
         try:
+            await self._mover.restore()
             self._cards.read(self._inputs.inventory)
             self._active.publish()
             await self._engines.ask_once()
@@ -272,6 +276,7 @@ class Daemon:
         return Gateway(
             self._router,
             self._operator,
+            mover=self._mover,
             request_log=None if server.request_log is None else RequestLog(server.request_log),
             services=self._services,
             alerts=self._alerts,

@@ -72,12 +72,23 @@ class LoadProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherEngine:
+    """An engine of a model that moves, besides the one that serves: `successor` or `leaving`."""
+
+    role: str
+    state: str
+    devices: tuple[str, ...]
+    bytes: int
+    in_flight: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStatus:
     """The current state of a model. Rates are per second over the last minute; unknown is None.
 
     `bytes_by_device` is what it claims on each of its devices. `load` is set while it is loading. `runtime`
     is the kind of its engine. `last_cause` is the cause of `last_failure`, if its engine failed. `warm_bytes`
-    of its files are kept in host RAM.
+    of its files are kept in host RAM. `others` are its engines besides the one that serves.
     """
 
     name: str
@@ -102,6 +113,7 @@ class ModelStatus:
     load: LoadProgress | None = None
     runtime: EngineKind = DEFAULT_KIND
     warm_bytes: int | None = None
+    others: tuple[OtherEngine, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +134,9 @@ class DeviceStatus(Sensors):
     """How a device's memory is shared, in bytes: our claims, what others hold, what is left to plan.
 
     Its sensors are those of its Reading. It admits `max_engines` at once, None for any number, shared through
-    MPS if `mps`; `left_out` says why it is not used. `processes` are those of others, None if unknown.
+    MPS if `mps`; `left_out` says why it is not used.
+    `drain` is `draining` while models leave it, then `drained`. `processes` are those of others, None if
+    unknown.
     """
 
     uuid: str
@@ -140,6 +154,7 @@ class DeviceStatus(Sensors):
     max_engines: int | None = None
     mps: bool = False
     left_out: str | None = None
+    drain: str | None = None
     processes: tuple[GpuProcess, ...] | None = None
 
     @property

@@ -113,6 +113,10 @@ class DoesNotFit(CotenantError):
     """A planner's Refusal, carried where only an exception can pass."""
 
 
+class CannotMove(CotenantError):
+    """A model does not move to other devices, or has not moved."""
+
+
 class StoreError(CotenantError):
     """The database of past runs cannot be used."""
 

@@ -34,12 +34,22 @@ from cotenant.gateway.operator.advice import AdviceRoutes
 from cotenant.gateway.operator.decisions import DecisionRoutes
 from cotenant.gateway.operator.doctor import DoctorRoutes
 from cotenant.gateway.operator.models import NAME, ModelRoutes
+from cotenant.gateway.operator.moves import MoveRoutes
 from cotenant.gateway.operator.schema import HealthResponse, OpenAiModelResponse, OpenAiModelsResponse
 from cotenant.gateway.plans.routes import PlanRoutes
 from cotenant.gateway.services.routes import GpuConfigRoutes
 from cotenant.gateway.telemetry.history import History
 from cotenant.gateway.telemetry.metrics import Metrics
-from cotenant.interfaces import AdvisorBook, AlertBook, Operator, Planner, Puller, Router, WorkloadAdviser
+from cotenant.interfaces import (
+    AdvisorBook,
+    AlertBook,
+    Mover,
+    Operator,
+    Planner,
+    Puller,
+    Router,
+    WorkloadAdviser,
+)
 from cotenant.services.operator import Services
 
 _log = logging.getLogger("cotenant.gateway")
@@ -80,6 +90,7 @@ class Gateway:
         router: Router,
         operator: Operator,
         *,
+        mover: Mover,
         alerts: AlertBook,
         puller: Puller,
         planner: Planner,
@@ -116,6 +127,7 @@ class Gateway:
         self._table = RouteTable(
             self,
             self._models,
+            MoveRoutes(router, mover),
             DecisionRoutes(router, operator, alerts, services, clock, timing),
             self._history,
             self._access,

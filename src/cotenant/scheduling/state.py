@@ -18,6 +18,7 @@ from cotenant.scheduling.active_advice import ActiveAdvice
 from cotenant.scheduling.commands import Command, PublishDecision
 from cotenant.scheduling.deadlines import Deadlines
 from cotenant.scheduling.demand import Demand, GapHistogram
+from cotenant.scheduling.last_seen import LastSeen
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
 from cotenant.scheduling.policy import Policy
 from cotenant.scheduling.reservation import Reservation
@@ -36,18 +37,6 @@ class Ticket:
     at: float = field(compare=False)
     deadline: float = field(compare=False)
     keep_alive_s: float | None = field(compare=False, default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class LastSeen:
-    """A card in the last Reading that shows an engine there: free bytes, others' bytes and the engine's own.
-
-    None if the driver does not report memory by process.
-    """
-
-    free_bytes: int
-    foreign_bytes: int | None
-    engine_bytes: int | None
 
 
 @dataclass(slots=True)
@@ -155,9 +144,14 @@ class ModelState:
         return self.residency if self.successor is None else self.successor
 
     @property
+    def others(self) -> set[ResidencyId]:
+        """Its residencies besides the one that serves it."""
+        return self.leaving if self.successor is None else {self.successor, *self.leaving}
+
+    @property
     def residencies(self) -> set[ResidencyId]:
         """All of its residencies."""
-        return {each for each in (self.residency, self.successor) if each is not None} | self.leaving
+        return self.others if self.residency is None else {self.residency, *self.others}
 
     @property
     def stays(self) -> bool:

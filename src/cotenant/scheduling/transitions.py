@@ -11,7 +11,8 @@ from cotenant.domain.units import format_bytes, format_duration
 from cotenant.planning.host_memory import held_bytes
 from cotenant.planning.ledger import DeviceReading
 from cotenant.scheduling.commands import StartEngine, StopEngine
-from cotenant.scheduling.state import LastSeen, ModelState, Outbox, Residency, State
+from cotenant.scheduling.last_seen import LastSeen
+from cotenant.scheduling.state import ModelState, Outbox, Residency, State
 
 LOADING, READY, DRAINING, UNLOADING, RECLAIMING = ResidencyState
 

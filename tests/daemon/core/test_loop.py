@@ -53,6 +53,7 @@ RULES = BudgetRules(overhead_bytes=0)
 class Engine:
     """Becomes ready when told, and ends when told or stopped."""
 
+    log_path = None
     endpoint = Endpoint("127.0.0.1", 9)
     pid = 4242
     problem: str | None = None

@@ -5,8 +5,9 @@ from typing import Any
 
 from cotenant.asgi import Receive, Scope, Send
 from cotenant.domain.alerts import Alert, AlertKind
-from cotenant.domain.errors import NotOffered, UnknownRoute
+from cotenant.domain.errors import CannotMove, NotOffered, UnknownRoute
 from cotenant.domain.hub import PullStep
+from cotenant.domain.moves import MoveMethod, MovePlan
 from cotenant.gateway.app import Gateway
 from cotenant.gateway.http.problems import send_problem
 from cotenant.interfaces import Operator, PlanAnswer, PlanQuery, Router
@@ -45,6 +46,25 @@ class NoPlanner:
         raise NotImplementedError
 
 
+class NoMover:
+    """Nothing moves, and everything stays where it is drained."""
+
+    def plan_move(self, name: str, gpus: Sequence[str]) -> MovePlan:
+        return MovePlan(name, MoveMethod.LIVE, f"to {', '.join(gpus)}")
+
+    async def move(self, name: str, gpus: Sequence[str]) -> MovePlan:
+        raise CannotMove(f"{name} does not move")
+
+    def cancel_move(self, name: str) -> None:
+        pass
+
+    def plan_drain(self, gpu: str) -> Sequence[MovePlan]:
+        return ()
+
+    async def drain(self, gpu: str, drained: bool) -> None:
+        pass
+
+
 class NoPages:
     """A console without pages."""
 
@@ -62,6 +82,7 @@ def plain_gateway(router: Router, operator: Operator | None = None, **options: A
     """Make a gateway; `options` are those of Gateway."""
     plain: dict[str, Any] = {
         "alerts": NoAlerts(),
+        "mover": NoMover(),
         "puller": NoPuller(),
         "planner": NoPlanner(),
         "console": lambda api: NoPages(),

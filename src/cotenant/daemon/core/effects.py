@@ -139,6 +139,12 @@ class Effects:
             running.broken = why
             self.stop(residency)
 
+    def log_of(self, residency: ResidencyId | None, name: str) -> Path | None:
+        """Return the log of a residency's engine, else that of the last engine of the model."""
+        running = None if residency is None else self.running.get(residency)
+        own = running.engine.log_path if running is not None and running.engine is not None else None
+        return own or self.log_path(name)
+
     def pids(self) -> dict[int, ResidencyId]:
         """Return the processes of all engines that are processes of ours."""
         return {

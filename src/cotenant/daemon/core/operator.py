@@ -109,7 +109,9 @@ class FleetOperator:
 
     def log_path(self, name: str) -> Path | None:
         """Return the log of the model's engine, running or last run. Raises UnknownModel."""
-        return self._loop.effects.log_path(self._loop.fleet.resolve(name))
+        resolved = self._loop.fleet.resolve(name)
+        model = self._state.models.get(resolved)
+        return self._loop.effects.log_of(model.residency if model else None, resolved)
 
     async def load(self, name: str) -> None:
         """Load a model, or return if it is loaded. Raises UnknownModel, DoesNotFit or EngineLoadFailed."""
@@ -128,9 +130,8 @@ class FleetOperator:
         """Unload a model once it is idle, and return when its memory is free. Raises UnknownModel."""
         resolved = self._loop.fleet.resolve(name)
         self._loop.post(events.UnloadAsked(self._loop.clock.now(), resolved))
-        model = self._state.models[resolved]
-        residency = model.residency
-        await self._loop.until(lambda: residency is None or model.residency != residency)
+        before = self._state.models[resolved].residencies
+        await self._loop.until(lambda: not before & self._state.residencies.keys())
 
     def pin(self, name: str, pinned: bool) -> None:
         """Pin a model, so that it is never evicted, or unpin it. Raises UnknownModel."""

@@ -36,7 +36,7 @@ class FleetRouter:
             model = state.models.get(name)
             residency = state.residency_of(model) if model else None
             running = loop.effects.running.get(residency.id) if residency else None
-            log_path = loop.effects.log_path(name)
+            log_path = loop.effects.log_of(model.residency if model else None, name)
             found.append(served_model(entry, residency, running, loop.served_since[name], log_path))
         return found
 

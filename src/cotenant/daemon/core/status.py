@@ -7,7 +7,7 @@ from pathlib import Path
 from cotenant.concurrency.process_groups import group_of
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.effects import Running
-from cotenant.domain.decisions import DeviceStatus, LoadProgress, ModelStatus
+from cotenant.domain.decisions import DeviceStatus, LoadProgress, ModelStatus, OtherEngine
 from cotenant.domain.devices import DeviceId, GpuProcess, Reading, Sensors
 from cotenant.domain.requests import ModelFile, ServedModel
 from cotenant.domain.residencies import ResidencyState
@@ -53,6 +53,7 @@ def model_status(
         load=_progress(model, residency, running, now) if residency else None,
         runtime=entry.recipe.engine,
         warm_bytes=warm_bytes,
+        others=tuple(_other(model, state.residencies[each]) for each in sorted(model.others)),
     )
 
 
@@ -75,12 +76,15 @@ def device_statuses(
             foreign_bytes=ledger.foreign_bytes(device),
             plannable_bytes=max(0, ledger.available_bytes(device)),
             overcommitted=device in state.overcommitted,
-            residents=tuple(state.residencies[holder].model for holder in sorted(ledger.holders(device))),
+            residents=tuple(
+                dict.fromkeys(state.residencies[holder].model for holder in sorted(ledger.holders(device)))
+            ),
             compute_capability=".".join(map(str, reading.device.compute_capability or ())) or None,
             compute_mode=seen.compute_mode,
             max_engines=reading.admission.max_engines,
             mps=reading.admission.group is not None,
             left_out=reading.left_out,
+            drain=("draining" if ledger.holders(device) else "drained") if device in ledger.drained else None,
             processes=_others(seen, ours),
             **{name: getattr(seen, name) for name in Sensors.names()},
         )
@@ -120,6 +124,12 @@ def served_model(
         ),
         vision=entry.projector_path is not None,
     )
+
+
+def _other(model: ModelState, residency: Residency) -> OtherEngine:
+    role = "successor" if residency.id == model.successor else "leaving"
+    state, in_flight = str(residency.state), residency.in_flight
+    return OtherEngine(role, state, residency.devices, residency.bytes, in_flight)
 
 
 def _others(seen: Reading, ours: Collection[int]) -> tuple[GpuProcess, ...] | None:

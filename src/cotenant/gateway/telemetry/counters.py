@@ -47,6 +47,7 @@ class ModelCounters:
     generation_s: float = 0.0
     unloads: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
+    moves: Counter[str] = field(default_factory=Counter)
 
     def read_tokens(self, answer_end: bytes) -> tuple[int, int]:
         """Count the tokens in `usage` and `timings` at the end of a response.
@@ -111,13 +112,15 @@ class RequestCounters:
         return self._by_model[model]
 
     def count(self, decision: Decision) -> None:
-        """Count an unload under its reason, and a failure under its cause."""
+        """Count an unload under its reason, a failure under its cause, and the end of a move."""
         if decision.model is None:
             return
         if (cause := decision.facts.get("cause")) is not None:
             self.of(decision.model).failures[str(cause)] += 1
         if (reason := decision.facts.get("reason")) is not None:
             self.of(decision.model).unloads[str(reason)] += 1
+        if (outcome := decision.facts.get("outcome")) is not None:
+            self.of(decision.model).moves[str(outcome)] += 1
 
     def all(self) -> Iterator[tuple[str, ModelCounters]]:
         """Yield the name and counters of each model; the name "" is for requests without a served model."""

@@ -219,6 +219,7 @@ def _of_requests(
     in_flight = _gauge("cotenant_requests_in_flight", "Requests that an engine is answering", _MODEL)
     queued = _gauge("cotenant_queue_depth", "Requests that wait for a slot", _MODEL)
     unloads = CounterMetricFamily("cotenant_model_unloads", "Unloads by reason", labels=(*_MODEL, "reason"))
+    moves = CounterMetricFamily("cotenant_model_moves", "Moves ended, by how", labels=(*_MODEL, "outcome"))
     failures = CounterMetricFamily(
         "cotenant_engine_failures", "Engines that failed, by what was behind it", labels=(*_MODEL, "cause")
     )
@@ -240,6 +241,8 @@ def _of_requests(
         queued.add_metric(labels, counters.waiting)
         for reason, count in [*counters.unloads.items()]:
             unloads.add_metric((*labels, reason), count)
+        for outcome, count in [*counters.moves.items()]:
+            moves.add_metric((*labels, outcome), count)
         for cause, count in [*counters.failures.items()]:
             failures.add_metric((*labels, cause), count)
         tokens.add_metric((*labels, "prompt"), counters.prompt_tokens)
@@ -248,7 +251,7 @@ def _of_requests(
         _add_histogram(waits, labels, counters.wait_s, counters.at_once)
         _add_histogram(firsts, labels, counters.first_token_s)
         _add_histogram(speeds, labels, counters.tokens_per_s)
-    yield from (requests, in_flight, queued, unloads, failures, tokens, seconds, waits, firsts, speeds)
+    yield from (requests, in_flight, queued, unloads, moves, failures, tokens, seconds, waits, firsts, speeds)
 
 
 def _of_decisions(times: Iterable[tuple[str, Histogram]]) -> Iterator[Metric]:
