@@ -17,8 +17,8 @@ from bench.rows import Row, print_table
 from bench.workloads import draw_models, spec_of
 from cotenant.domain.advisors import MAX_PREFETCHES, MAX_SOFT_PIN_S, MAX_SOFT_PINS, Advice, Hint
 from cotenant.scheduling.events import AdviceGiven
+from cotenant.scheduling.model_state import ModelState
 from cotenant.scheduling.scheduler import Scheduler
-from cotenant.scheduling.state import ModelState
 from cotenant.simulation.machine import Machine, card
 from cotenant.simulation.models import Request
 from cotenant.simulation.world import World

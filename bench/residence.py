@@ -18,9 +18,11 @@ from bench.policies import GB, Interval, interval, scenes
 from bench.replay import UNBOUNDED, Report, report
 from bench.rows import Row, print_table
 from bench.workloads import draw_models, spec_of
+from cotenant.scheduling.model_state import ModelState
 from cotenant.scheduling.residence import evictable_from
+from cotenant.scheduling.residency import Residency
 from cotenant.scheduling.scheduler import Scheduler
-from cotenant.scheduling.state import ModelState, Residency, State
+from cotenant.scheduling.state import State
 from cotenant.simulation.closed_loop import Clients
 from cotenant.simulation.machine import Machine, card
 from cotenant.simulation.models import Request, SimulatedModel

@@ -12,7 +12,7 @@ from typing import Final
 
 from cotenant.domain.models import Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal, Share
-from cotenant.planning.device_choice import Fit
+from cotenant.planning.device_needs import Fit
 from cotenant.scheduling.model_spec import ModelSpec
 from cotenant.simulation.models import Request, SimulatedModel, quantile, speed_of
 

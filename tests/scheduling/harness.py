@@ -12,7 +12,7 @@ from cotenant.domain.models import Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal, Share
 from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, TicketId
 from cotenant.planning.compute_modes import Admission
-from cotenant.planning.device_choice import Fit
+from cotenant.planning.device_needs import Fit
 from cotenant.planning.ledger import DeviceReading
 from cotenant.planning.single_device import place_without_memory
 from cotenant.scheduling import events, invariants

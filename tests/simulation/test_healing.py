@@ -9,7 +9,8 @@ import pytest
 
 from cotenant.domain.residencies import ResidencyState
 from cotenant.scheduling import events
-from cotenant.scheduling.state import ModelState, State
+from cotenant.scheduling.model_state import ModelState
+from cotenant.scheduling.state import State
 from cotenant.simulation.models import Client, Outcome, Request
 from cotenant.simulation.world import ContractViolation
 from tests.simulation.seeded import ALL_FAULTS, Mover, SeededWorld, seeded_world, wait_bound_s

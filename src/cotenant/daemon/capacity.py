@@ -14,10 +14,9 @@ from cotenant.domain.placements import Placement, Refusal
 from cotenant.domain.residencies import ResidencyId
 from cotenant.engines.process.marks import marked
 from cotenant.planning.device_choice import choose_devices
-from cotenant.planning.host_memory import on_host
-from cotenant.planning.ledger import Claim, DeviceReading, Ledger
+from cotenant.planning.host_memory import on_host, placement_bytes
+from cotenant.planning.ledger import DeviceReading, Ledger
 from cotenant.scheduling.model_spec import ModelSpec
-from cotenant.scheduling.transitions import placement_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +85,9 @@ def peak(configuration: Configuration, inventory: Inventory, *, use_fit_params: 
             if isinstance(result, Placement) and not (
                 taken and loaded == configuration.scheduling.max_loaded
             ):
-                claim = Claim(ResidencyId(len(left)), taken)
-                ledger.claims[claim.residency] = claim
-                left[name] = {b.device.label: b.budget_bytes for b in ledger.budgets(any_number=True)}
+                ledger.claim(ResidencyId(len(left)), taken)
+                budgets = (ledger.budget(device, any_number=True) for device in ledger.readings)
+                left[name] = {budget.device.label: budget.budget_bytes for budget in budgets}
         fills.append(left)
     together = max(fills, key=len)
     nowhere = tuple(name for name, each in alone.items() if isinstance(each.result, Refusal))
@@ -108,8 +107,7 @@ def peak(configuration: Configuration, inventory: Inventory, *, use_fit_params: 
 
 
 def _place(spec: ModelSpec, ledger: Ledger) -> Placement | Refusal:
-    used = {device for claim in ledger.claims.values() for device in claim.bytes_by_device}
-    chosen = choose_devices(spec.fit, ledger.budgets(), used, together=spec.together)
+    chosen = choose_devices(spec.fit, ledger.budgets(), ledger.claimed_devices(), together=spec.together)
     return on_host(chosen, ledger.host_budget({}))
 
 

@@ -16,7 +16,8 @@ from typing import Final
 from cotenant.domain.devices import HOST_ID, DeviceId
 from cotenant.domain.fragmentation import Defragmentation, ModelMove
 from cotenant.domain.placements import Placement
-from cotenant.planning.device_choice import Fit, choose_devices
+from cotenant.planning.device_choice import choose_devices
+from cotenant.planning.device_needs import Fit
 from cotenant.planning.fragmentation import FreeMemory, LoadableModel
 from cotenant.planning.host_memory import on_host
 from cotenant.planning.needs import Need, Needs

@@ -1,12 +1,10 @@
 """Chooses the devices for a model."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.placements import Budget, Placement, Refusal
-
-Fit = Callable[[Sequence[Budget]], Placement | Refusal]
-"""Places one model on the devices of these budgets."""
+from cotenant.planning.device_needs import Fit
 
 
 def choose_devices(

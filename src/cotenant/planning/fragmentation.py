@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.fragmentation import DeviceFragmentation, Fragmentation, SizedModel
 from cotenant.domain.placements import Budget, Placement
-from cotenant.planning.device_choice import Fit
+from cotenant.planning.device_needs import Fit
 from cotenant.planning.host_memory import on_host
 from cotenant.planning.needs import Need, Needs
 

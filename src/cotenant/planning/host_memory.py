@@ -1,5 +1,6 @@
 """Host RAM on a machine with GPUs: what a placement holds of it besides its devices."""
 
+from cotenant.domain.devices import HOST_ID, DeviceId
 from cotenant.domain.placements import Budget, Placement, Refusal, Shortfall
 from cotenant.domain.units import format_bytes
 
@@ -12,6 +13,15 @@ def held_bytes(placement: Placement) -> int:
     parts = placement.host
     mapped = placement.recipe.mmap and not placement.recipe.mlock
     return parts.total - (parts.weights if mapped else 0)
+
+
+def placement_bytes(placement: Placement) -> dict[DeviceId, int]:
+    """Return what a placement takes on each device that it uses, host RAM besides GPUs included."""
+    taken = {share.device.id: share.parts.total for share in placement.used_shares}
+    held = held_bytes(placement)
+    if held:
+        taken[HOST_ID] = taken.get(HOST_ID, 0) + held
+    return taken
 
 
 def on_host(placement: Placement | Refusal, host: Budget | None) -> Placement | Refusal:

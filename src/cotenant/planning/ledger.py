@@ -12,6 +12,8 @@ from cotenant.domain.residencies import ResidencyId
 from cotenant.domain.units import format_bytes
 from cotenant.planning.budgets import FREE_UNKNOWN
 from cotenant.planning.compute_modes import ANY_NUMBER, Admission
+from cotenant.planning.device_map import DeviceMap
+from cotenant.planning.rooms import Rooms
 
 DRAINED: Final = "it is drained"
 
@@ -77,7 +79,8 @@ class Ledger:
         self.changed: set[DeviceId] = set()
         self._accounts: dict[DeviceId, _Account] = {}
         self._nodes: dict[str | None, tuple[DeviceId, ...]] = {}
-        self._places: dict[DeviceId, int] = {}
+        self.devices = DeviceMap()
+        self._rooms = Rooms()
         self._limited: set[DeviceId] = set()
         self._crowded: set[DeviceId] = set()
         self._stale: set[DeviceId] = set()
@@ -88,14 +91,19 @@ class Ledger:
         """Record new Readings of all devices of a node, in planned order; return those that are gone."""
         gpus = {r.device.id: r for r in readings if r.device.kind is not DeviceKind.HOST}
         if node is None:
-            self.host = next((r for r in readings if gpus and r.device.kind is DeviceKind.HOST), None)
-            self._touch(HOST_ID)
+            host = next((r for r in readings if gpus and r.device.kind is DeviceKind.HOST), None)
+            if self.host is None or host is None or self._differs(self.host, host):
+                self._touch(HOST_ID)
+            self.host = host
         now = gpus or {reading.device.id: reading for reading in readings}
         before = self._nodes.get(node, ())
         if tuple(now) != before:
             self._place(node, now)
         for device, reading in now.items():
-            if self._differs(self.readings[device], reading):
+            known = self.readings[device]
+            if known.device != reading.device:
+                self.devices.update(reading.device)
+            if self._differs(known, reading):
                 self._touch(device)
             self.readings[device] = reading
         present = {reading.device.id for reading in readings}
@@ -219,7 +227,8 @@ class Ledger:
         return [
             f"{reading.device.label}: {reading.admission.why}"
             for reading in readings
-            if reading.left_out is None and self._is_full(reading.device.id, leaving)
+            if reading.left_out is None
+            and self.engines_to_remove(reading.device.id, leaving=(leaving or {}).get(reading.device.id, 0))
         ]
 
     def budgets(
@@ -228,20 +237,48 @@ class Ledger:
         freed: Mapping[DeviceId, int] | None = None,
         leaving: Mapping[DeviceId, int] | None = None,
         busy: Collection[DeviceId] = (),
-        any_number: bool = False,
+        among: Sequence[DeviceId] | None = None,
     ) -> tuple[Budget, ...]:
         """Return what may be planned per device once `freed` bytes are free and `leaving` engines are gone.
 
-        `busy` devices are left out, and so are those that admit no further engine unless `any_number`.
+        `busy` devices are left out, and so are those that admit no further engine. `among` are the devices to
+        return, by default all.
         """
         self._refresh()
-        found = [*self._budgets]
         freed, leaving = freed or {}, leaving or {}
-        for device in {*busy, *freed, *leaving, *(self._limited if any_number else ())} & self._places.keys():
-            full = not any_number and self._is_full(device, leaving)
-            budget = self._budget(device, freed.get(device, 0), full=full, busy=device in busy)
-            found[self._places[device]] = budget
-        return tuple(found)
+        altered = {*busy, *freed, *leaving}
+        return tuple(
+            self.budget(device, freed.get(device, 0), leaving.get(device, 0), busy=device in busy)
+            if device in altered
+            else self._budgets[self.devices.place(device)]
+            for device in (self.readings if among is None else among)
+        )
+
+    def budget(
+        self,
+        device: DeviceId,
+        freed: int = 0,
+        leaving: int = 0,
+        *,
+        busy: bool = False,
+        any_number: bool = False,
+    ) -> Budget:
+        """Return what may be planned on one device, as `budgets` does; `any_number` admits any engines."""
+        reading = self.readings[device]
+        left_out = reading.left_out or (DRAINED if device in self.drained else None)
+        if not left_out and busy:
+            left_out = "a load is under way there"
+        elif not left_out and not any_number and self.engines_to_remove(device, leaving=leaving):
+            left_out = reading.admission.why
+        if reading.free_bytes is None:
+            left_out = left_out or FREE_UNKNOWN
+        room = 0 if left_out else max(0, self.available_bytes(device) + freed)
+        return Budget(reading.device, reading.free_bytes, room, left_out or None, reading.admission.group)
+
+    def rooms(self) -> Rooms:
+        """Return the usable devices by kind and by what may be planned on each now."""
+        self._refresh()
+        return self._rooms
 
     def whole(self, *, lost: bool = False) -> list[Budget]:
         """Return what may be planned of all devices if nobody used them, with those that are `lost` too."""
@@ -290,9 +327,6 @@ class Ledger:
             return self.host
         return self.readings[device]
 
-    def _is_full(self, device: DeviceId, leaving: Mapping[DeviceId, int] | None) -> bool:
-        return self.engines_to_remove(device, leaving=(leaving or {}).get(device, 0)) > 0
-
     def _place(self, node: str | None, readings: Mapping[DeviceId, DeviceReading]) -> None:
         """Take in other devices of a node, or another order of them."""
         self._nodes[node] = tuple(readings)
@@ -300,12 +334,17 @@ class Ledger:
         budgets = {budget.device.id: budget for budget in self._budgets}
         self.readings = {device: known[device] for devices in self._nodes.values() for device in devices}
         self.lost = {device: last for device, last in known.items() if device not in self.readings}
-        self._places = {device: place for place, device in enumerate(self.readings)}
-        self._budgets = [budgets.get(device) or self._budget(device) for device in self.readings]
+        before = self.devices.order
+        self.devices.arrange(reading.device for reading in self.readings.values())
+        self._budgets = [budgets.get(device) or self.budget(device) for device in self.readings]
         self._limited &= self.readings.keys()
         self._crowded &= self.readings.keys()
         self._over = {device: over for device, over in self._over.items() if device in self.readings}
         self._stale |= readings.keys()
+        if self.devices.order[: len(before)] != before:
+            # Devices stand at other places.
+            self._rooms = Rooms()
+            self._stale |= self.readings.keys()
         self.changed |= self.readings.keys()
 
     def _differs(self, before: DeviceReading, now: DeviceReading) -> bool:
@@ -324,8 +363,14 @@ class Ledger:
 
     def _refresh(self) -> None:
         """Compute anew what follows from Readings and claims that have changed."""
-        for device in self._stale & self._places.keys():
-            self._budgets[self._places[device]] = self._budget(device)
+        for device in self._stale & self.readings.keys():
+            place = self.devices.place(device)
+            self._budgets[place] = budget = self.budget(device)
+            if budget.left_out is None:
+                is_used = device in self._accounts
+                self._rooms.put(place, self.devices.kind(device), budget.budget_bytes, used=is_used)
+            else:
+                self._rooms.drop(place)
             reading = self.readings[device]
             most = reading.admission.max_engines
             _keep_in(self._limited, device, most is not None)
@@ -338,22 +383,8 @@ class Ledger:
                 self._over[device] = over
         self._stale.clear()
 
-    def _budget(
-        self, device: DeviceId, freed: int = 0, *, full: bool | None = None, busy: bool = False
-    ) -> Budget:
-        reading = self.readings[device]
-        left_out = reading.left_out or (DRAINED if device in self.drained else None)
-        if not left_out and busy:
-            left_out = "a load is under way there"
-        elif not left_out and (self._is_full(device, None) if full is None else full):
-            left_out = reading.admission.why
-        if reading.free_bytes is None:
-            left_out = left_out or FREE_UNKNOWN
-        room = 0 if left_out else max(0, self.available_bytes(device) + freed)
-        return Budget(reading.device, reading.free_bytes, room, left_out or None, reading.admission.group)
-
     def _in_order(self, devices: Iterable[DeviceId]) -> list[DeviceId]:
-        return sorted(devices, key=self._places.__getitem__)
+        return sorted(devices, key=self.devices.place)
 
 
 def _keep_in(kept: set[DeviceId], device: DeviceId, belongs: bool) -> None:

@@ -5,7 +5,7 @@ from typing import Final
 
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.placements import Budget, Placement
-from cotenant.planning.device_choice import Fit
+from cotenant.planning.device_needs import Fit
 from cotenant.planning.host_memory import held_bytes
 
 _UNLIMITED: Final = 1 << 62

@@ -18,8 +18,8 @@ from cotenant.domain.advisors import (
 )
 from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.units import format_duration
-from cotenant.scheduling.active_advice import ActiveAdvice
-from cotenant.scheduling.state import ModelState, Outbox, State
+from cotenant.scheduling.model_state import ModelState
+from cotenant.scheduling.state import ActiveAdvice, Outbox, State
 
 ADVICE_VALID_S: Final = 600.0
 """How long a keep-alive factor and a prefetch are valid."""

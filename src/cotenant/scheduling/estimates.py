@@ -11,10 +11,12 @@ from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import RefusalCode, ResidencyState
 from cotenant.domain.units import format_count, format_duration
 from cotenant.planning.eviction import freed_by
-from cotenant.scheduling.placing import choose_now
+from cotenant.scheduling.model_state import ModelState
 from cotenant.scheduling.requests import refuse
 from cotenant.scheduling.residence import evictable_from
-from cotenant.scheduling.state import ModelState, Outbox, Residency, State
+from cotenant.scheduling.residency import Residency
+from cotenant.scheduling.room import Room
+from cotenant.scheduling.state import Outbox, State
 
 
 def wait_estimate(state: State, model: ModelState, now: float) -> WaitEstimate:
@@ -90,7 +92,7 @@ def _room_in(state: State, model: ModelState, now: float) -> tuple[float, str]:
         victims = [state.residencies[victim] for victim in reservation.victims]
         return max((_gone_in(state, victim, model, now) for victim in victims), default=0.0), _behind(victims)
     wanted = [other for other in state.cold_and_wanted() if other is not model]
-    if isinstance(choose_now(state, model, set()), Placement):
+    if isinstance(Room(state).choose(model), Placement):
         loading = state.in_state(ResidencyState.LOADING)
         left = (_left(state.models[each.model].load_s, now - each.since) for each in loading)
         return max(left, default=0.0), ""
@@ -99,7 +101,7 @@ def _room_in(state: State, model: ModelState, now: float) -> tuple[float, str]:
 
     def fits_without(count: int) -> bool:
         freed, leaving = freed_by(residency.bytes_by_device for residency in others[:count])
-        return isinstance(choose_now(state, model, set(), freed, leaving), Placement)
+        return isinstance(Room(state, (), freed, leaving).choose(model), Placement)
 
     # What fits without some fits without more. Mostly few are enough, and of thousands not each is asked.
     fewer, enough = 0, 1

@@ -5,9 +5,11 @@ from collections.abc import Collection, Mapping
 from cotenant.domain.devices import DeviceId
 from cotenant.planning.defragment import PackingProblem, Resident
 from cotenant.planning.fragmentation import DeviceRoom, FreeMemory, LoadableModel
+from cotenant.scheduling.model_state import ModelState
 from cotenant.scheduling.moves import obstacle
-from cotenant.scheduling.placing import longest_wait_s, reserved
-from cotenant.scheduling.state import ModelState, State
+from cotenant.scheduling.placing import longest_wait_s
+from cotenant.scheduling.room import reserved
+from cotenant.scheduling.state import State
 
 
 def free_memory(state: State, now: float) -> FreeMemory:
@@ -60,8 +62,9 @@ def _rooms(
 ) -> tuple[DeviceRoom, ...]:
     """Return the room of all devices, in planned order; with `freed`, also where no engine is admitted."""
     ledger, rooms = state.ledger, []
-    for budget in ledger.budgets(freed=freed, busy=busy, any_number=freed is not None):
-        device = budget.device.id
+    for device in ledger.readings:
+        given, any_number = (freed or {}).get(device, 0), freed is not None
+        budget = ledger.budget(device, given, busy=device in busy, any_number=any_number)
         reading = ledger.readings[device]
         free = whole = 0
         if reading.left_out is None and reading.free_bytes is not None and device not in ledger.drained:

@@ -10,16 +10,14 @@ from cotenant.domain.units import format_bytes, format_count, format_duration
 from cotenant.planning.device_choice import choose_devices
 from cotenant.scheduling.advice import advised_keep_alive
 from cotenant.scheduling.events import DevicesRead
+from cotenant.scheduling.model_state import ModelState
 from cotenant.scheduling.moves import instants
-from cotenant.scheduling.placing import (
-    choose_fits,
-    drain_credit_s,
-    eviction_cost,
-    longest_wait_s,
-)
+from cotenant.scheduling.placing import choose_fits, drain_credit_s, longest_wait_s
 from cotenant.scheduling.residence import evictable_from
-from cotenant.scheduling.state import ModelState, Outbox, Residency, State
+from cotenant.scheduling.residency import Residency
+from cotenant.scheduling.state import Outbox, State
 from cotenant.scheduling.transitions import drop_leases, reclaim, record_last_seen, start, unload
+from cotenant.scheduling.victims import eviction_cost
 
 _PREFETCH_CHANCE = 0.5
 
@@ -55,7 +53,7 @@ def read_devices(state: State, event: DevicesRead, out: Outbox) -> None:
     evict_for_others(state, out)
     # A device may admit fewer engines than it has: these stay, and no more are started.
     crowded = dict(state.ledger.crowded())
-    for device in crowded.keys() - state.crowded:
+    for device in sorted(crowded.keys() - state.crowded):
         admission = state.ledger.readings[device].admission
         text = f"{device} has {state.ledger.engines(device)} engines and admits {admission.max_engines}"
         out.publish(DecisionKind.OVERCOMMITTED, None, f"{text}: {admission.why}")
@@ -71,9 +69,9 @@ def release_returned(state: State, out: Outbox) -> None:
 def evict_for_others(state: State, out: Outbox) -> None:
     """Evict idle models, cheapest first, from devices that other processes overcommitted."""
     over_now = dict(state.ledger.overcommitted())
-    for device in state.overcommitted - over_now.keys():
+    for device in sorted(state.overcommitted - over_now.keys()):
         out.publish(DecisionKind.OVERCOMMITTED, None, f"{device} has room again")
-    for device in over_now.keys() - state.overcommitted:
+    for device in sorted(over_now.keys() - state.overcommitted):
         holders = state.ledger.readings[device].holders
         out.publish(
             DecisionKind.OVERCOMMITTED,

@@ -6,7 +6,8 @@ from cotenant.domain.advisors import MAX_KEEP_ALIVE_FACTOR, MAX_SOFT_PINS, MIN_K
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.residencies import ResidencyId, ResidencyState, UnloadReason
 from cotenant.planning.ledger import Ledger
-from cotenant.scheduling.state import ModelState, State
+from cotenant.scheduling.model_state import ModelState
+from cotenant.scheduling.state import State
 
 _SERVING = (ResidencyState.READY, ResidencyState.DRAINING)
 _EVICTED = (UnloadReason.EVICTED, UnloadReason.OVERCOMMITTED)

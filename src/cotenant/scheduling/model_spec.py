@@ -6,7 +6,7 @@ from typing import Final
 
 from cotenant.domain.devices import Device
 from cotenant.domain.settings import setting
-from cotenant.planning.device_choice import Fit
+from cotenant.planning.device_needs import Fit
 from cotenant.scheduling.policy import DEFAULT_POLICY
 
 MAX_COUNT: Final = 1_000_000
@@ -16,16 +16,17 @@ MAX_COUNT: Final = 1_000_000
 class ModelSpec:
     """A model and the rules for it.
 
-    `fit` places it on devices; while some that it names are not there, `elsewhere` returns how else it may be
-    placed, None if it may not. With `together` it is spread over all rather than packed on one. `slots`
-    requests run at once. It is unloaded `keep_alive_s` after its last request, None never. `load_s` is the
-    first estimate of its load time, replaced by measurements. A higher `priority` waits less. One with
-    `preload` is loaded again if its engine dies. `seen_bytes` is what it was measured to hold, if its memory
-    cannot be computed.
+    `fit` places it on devices, of which it uses only those that it `allows` (None: any); while some that it
+    names are not there, `elsewhere` returns how else it may be placed, None if it may not. With `together` it
+    is spread over all rather than packed on one. `slots` requests run at once. It is unloaded `keep_alive_s`
+    after its last request, None never. `load_s` is the first estimate of its load time, replaced by
+    measurements. A higher `priority` waits less. One with `preload` is loaded again if its engine dies.
+    `seen_bytes` is what it was measured to hold, if its memory cannot be computed.
     """
 
     name: str
     fit: Fit
+    allows: Callable[[Device], bool] | None = None
     elsewhere: Callable[[Sequence[Device]], Fit | None] | None = None
     together: bool = False
     slots: int = 1

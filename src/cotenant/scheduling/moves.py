@@ -17,13 +17,15 @@ from cotenant.domain.placements import Placement, Refusal
 from cotenant.domain.residencies import ResidencyState, UnloadReason
 from cotenant.domain.units import format_count, format_duration
 from cotenant.planning.device_choice import choose_devices
-from cotenant.planning.host_memory import on_host
-from cotenant.scheduling.placing import choose_fits, end_reservation, never_fits, reserved
+from cotenant.planning.host_memory import on_host, placement_bytes
+from cotenant.scheduling.model_state import ModelState
+from cotenant.scheduling.placing import choose_fits, end_reservation, never_fits
 from cotenant.scheduling.reservation import Reload, Reservation
-from cotenant.scheduling.state import ModelState, Outbox, Residency, State
+from cotenant.scheduling.residency import Residency
+from cotenant.scheduling.room import reserved
+from cotenant.scheduling.state import Outbox, State
 from cotenant.scheduling.transitions import (
     device_labels,
-    placement_bytes,
     resume,
     start,
     unload,

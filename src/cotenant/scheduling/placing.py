@@ -1,36 +1,61 @@
 """Places cold models: in which order, on which devices, and which models are evicted for them."""
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.devices import HOST_ID, DeviceId
 from cotenant.domain.placements import Budget, Placement, Refusal
-from cotenant.domain.residencies import RefusalCode, ResidencyState, UnloadReason
+from cotenant.domain.residencies import RefusalCode, ResidencyId, UnloadReason
 from cotenant.domain.units import format_count, format_duration
-from cotenant.planning.device_choice import choose_devices
-from cotenant.planning.eviction import Candidate, cheapest_anywhere, cheapest_on_device, freed_by
-from cotenant.planning.host_memory import on_host
-from cotenant.scheduling.advice import soft_pinned_cost
-from cotenant.scheduling.policy import Victim
+from cotenant.planning.device_needs import DeviceNeeds
+from cotenant.planning.host_memory import on_host, placement_bytes
+from cotenant.scheduling.model_state import Attempt, ModelState
 from cotenant.scheduling.requests import refuse
 from cotenant.scheduling.reservation import Reservation
-from cotenant.scheduling.residence import evictable_from
-from cotenant.scheduling.state import ModelState, Outbox, Residency, State
-from cotenant.scheduling.transitions import placement_bytes, resume, start, unload_when_idle
+from cotenant.scheduling.residency import Residency
+from cotenant.scheduling.room import Room
+from cotenant.scheduling.state import Outbox, State
+from cotenant.scheduling.transitions import resume, start, unload_when_idle
+from cotenant.scheduling.victims import Victims, VictimSearch
 
-_UNLIMITED: Final = 1 << 62
-_TIE: Final = 1e-9
 _COME_BACK_S: Final = 30.0
 """When a client may ask again for a model that does not fit now: how long others keep memory is unknown."""
 
 
+@dataclass(slots=True)
+class _Pass:
+    """What the placements of one instant have in common."""
+
+    state: State
+    now: float
+    overdue_after_s: float
+    costs: dict[ResidencyId, float] = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, state: State, now: float) -> "_Pass":
+        return cls(state, now, state.overdue_after_s())
+
+    def is_overdue(self, model: ModelState) -> bool:
+        return longest_wait_s(model, self.now) > self.overdue_after_s
+
+    def may_drain(self) -> bool:
+        draining = any(reservation.drains for reservation in self.state.reservations.values())
+        return not draining and drain_credit_s(self.state, self.now) >= 1
+
+
 def schedule(state: State, out: Outbox) -> None:
-    """Start what fits, make room for what does not, refuse what never can."""
-    for model in _in_order(state, out.at):
-        _place(state, model, out)
+    """Start what fits, make room for what does not, refuse what never can.
+
+    A model that was tried is tried again when something has changed that it could use.
+    """
+    state.take_changes()
+    now = _Pass.begin(state, out.at)
+    for model in _in_order(now):
+        _place(now, model, out)
 
 
 def fulfil_reservations(state: State, out: Outbox) -> None:
@@ -48,7 +73,8 @@ def fulfil_reservations(state: State, out: Outbox) -> None:
             cancel(state, reservation, out)
         elif not reservation.victims:
             end_reservation(state, reservation, out)
-            _place(state, model, out)
+            model.tried = None
+            _place(_Pass.begin(state, out.at), model, out)
 
 
 def cancel(state: State, reservation: Reservation, out: Outbox) -> None:
@@ -60,7 +86,8 @@ def cancel(state: State, reservation: Reservation, out: Outbox) -> None:
 
 def longest_wait_s(model: ModelState, now: float) -> float:
     """Return how long the longest waiting request has waited; 0 if none does."""
-    return now - min((ticket.at for ticket in model.queue), default=now)
+    since = model.waits_since
+    return 0.0 if since is None else now - since
 
 
 def drain_credit_s(state: State, now: float) -> float:
@@ -73,42 +100,80 @@ def choose_fits(state: State, models: Iterable[ModelState]) -> None:
     """Place models elsewhere while devices that they name are not there and they do not fit the rest."""
     present: list[Budget] | None = None
     for model in models:
-        model.fit = model.spec.fit
-        if model.spec.elsewhere is None:
-            continue
-        if present is None:
+        spec, fit = model.spec, model.spec.fit
+        if (spec.elsewhere is not None or spec.allows is not None) and present is None:
             drained = state.ledger.drained
             present = [each for each in state.ledger.whole() if each.device.id not in drained]
-        elsewhere = model.spec.elsewhere([budget.device for budget in present])
-        if elsewhere is not None and not isinstance(model.spec.fit(present), Placement):
-            model.fit = elsewhere
+        if spec.elsewhere is not None and present is not None:
+            elsewhere = spec.elsewhere([budget.device for budget in present])
+            if elsewhere is not None and not isinstance(fit(present), Placement):
+                fit = elsewhere
+        model.allowed, model.tried = None, None
+        if spec.allows is not None and present is not None and fit is spec.fit:
+            model.allowed = tuple(budget.device.id for budget in present if spec.allows(budget.device))
+        if fit is not model.fit:
+            model.needs = DeviceNeeds(fit)
 
 
-def _in_order(state: State, now: float) -> list[ModelState]:
+def _in_order(now: _Pass) -> list[ModelState]:
     """Return overdue models first, oldest first; then the others by waiting per second of load."""
-    overdue_after = state.overdue_after_s()
 
     def key(model: ModelState) -> tuple[int, int, float, str]:
-        wait = longest_wait_s(model, now)
+        wait = longest_wait_s(model, now.now)
         name = model.spec.name
-        if wait > overdue_after:
+        if wait > now.overdue_after_s:
             return 0, 0, -wait, name
-        need = sum(now - ticket.at + 1 for ticket in model.queue) / max(model.load_s, 0.001)
+        need = sum(now.now - ticket.at + 1 for ticket in model.queue) / max(model.load_s, 0.001)
         highest = min((ticket.order[0] for ticket in model.queue), default=0)
         return 1, highest, -need, name
 
+    state = now.state
     cold = (
         model
         for model in state.cold_and_wanted()
-        if not model.removed and model.retry_at <= now and model.spec.name not in state.reservations
+        if not model.removed
+        and model.retry_at <= now.now
+        and model.spec.name not in state.reservations
+        and _is_due(now, model)
     )
     return [] if state.stopping else sorted(cold, key=key)
 
 
-def _place(state: State, model: ModelState, out: Outbox) -> None:
+def _is_due(now: _Pass, model: ModelState) -> bool:
+    """Whether a model is to be tried: anew, or where something has changed since it was tried."""
+    state, tried = now.state, model.tried
+    if tried is None:
+        return True
+    overdue = now.is_overdue(model)
+    if (
+        state.settings.max_loaded is not None
+        or tried.again_at <= now.now
+        or tried.overdue is not overdue
+        or (tried.for_drain and now.may_drain())
+    ):
+        model.tried = None
+        return True
+    latest = next(reversed(state.touched), None)
+    return latest is not None and state.touched[latest] >= tried.step
+
+
+def _place(now: _Pass, model: ModelState, out: Outbox) -> None:
+    state, tried = now.state, model.tried
+    among: list[DeviceId] | None = None
+    if tried is not None:
+        among = state.touched_since(tried.step)
+        if HOST_ID in among and HOST_ID not in state.ledger.readings:
+            among = None if tried.for_host else [device for device in among if device != HOST_ID]
+    model.tried = Attempt(state.step, math.inf, now.is_overdue(model), for_host=state.ledger.host is not None)
+    if tried is not None and among is not None:
+        model.tried = replace(tried, step=state.step)
+        if not among:
+            return
+        among = [device for device in among if device in state.ledger.readings]
     busy = state.loading_devices()
     crowded = state.max_loaded_reached()
-    now_free = choose_now(state, model, busy)
+    room, nodes = Room(state, busy), _nodes_of(state, among)
+    now_free = room.choose(model, nodes)
     if isinstance(now_free, Placement) and not (crowded and placement_bytes(now_free)):
         why = model.wanted
         if model.queue:
@@ -118,12 +183,13 @@ def _place(state: State, model: ModelState, out: Outbox) -> None:
             why += "; warning: it may not be on these devices, but those that it is for are not there"
         start(state, model, now_free, out, why)
         return
-    if not crowded and busy and isinstance(choose_now(state, model, set()), Placement):
+    if not crowded and busy and isinstance(Room(state).choose(model, nodes), Placement):
+        model.tried = None
         _publish_waiting(model, out, "waits for the load under way on its device")
         return
-    if _make_room(state, model, out, busy, crowded=crowded):
+    if _make_room(now, model, model.tried, room, among, out, crowded=crowded):
         return
-    reason = never_fits(state, model)
+    reason = never_fits(state, model, model.tried)
     if reason is not None:
         _refuse(state, model, reason, out)
     else:
@@ -131,158 +197,72 @@ def _place(state: State, model: ModelState, out: Outbox) -> None:
         _publish_waiting(model, out, "; ".join((text, *state.ledger.full())))
 
 
-def choose_now(
-    state: State,
+def _nodes_of(state: State, devices: Iterable[DeviceId] | None) -> list[tuple[DeviceId, ...]] | None:
+    if devices is None:
+        return None
+    return [*{state.ledger.devices.node_of(device): None for device in devices}]
+
+
+def _make_room(
+    now: _Pass,
     model: ModelState,
-    busy: set[DeviceId],
-    also_freed: Mapping[DeviceId, int] | None = None,
-    also_leaving: Mapping[DeviceId, int] | None = None,
-) -> Placement | Refusal:
-    """Choose devices by the room that is free now, or with what is `also` freed, without what is reserved."""
-    freed, leaving = reserved(state)
-    freed.update(also_freed or {})
-    leaving.update(also_leaving or {})
-    budgets = state.ledger.budgets(freed=freed, leaving=leaving, busy=busy)
-    chosen = choose_devices(model.fit, budgets, state.ledger.claimed_devices(), together=model.spec.together)
-    return on_host(chosen, state.ledger.host_budget(freed))
-
-
-def _make_room(state: State, model: ModelState, out: Outbox, busy: set[DeviceId], *, crowded: bool) -> bool:
-    overdue = longest_wait_s(model, out.at) > state.overdue_after_s()
-    candidates = [*_candidates(state, model, out.at, overdue, busy=False)]
-    found = _victims(state, model, candidates, busy, crowded)
+    tried: Attempt,
+    room: Room,
+    among: Sequence[DeviceId] | None,
+    out: Outbox,
+    *,
+    crowded: bool,
+) -> bool:
+    state = now.state
+    search = VictimSearch(state, model, now.now, room, tried.overdue, crowded, among=among, costs=now.costs)
+    found = search.find()
+    tried.again_at = min(tried.again_at, search.again_at)
     if found is not None:
         if state.advised:
-            plain = [*_candidates(state, model, out.at, overdue, busy=False, advised=False)]
-            _publish_kept_by_advice(state, found[0], _victims(state, model, plain, busy, crowded), out)
-        _reserve(state, model, *found, out, drains=False)
+            plain = replace(search, advised=False, costs={})
+            _publish_kept_by_advice(state, found, plain.find(), out)
+        _reserve(state, model, found, out, drains=False)
         return True
-    if not overdue or drain_credit_s(state, out.at) < 1 or any(r.drains for r in state.reservations.values()):
+    tried.for_drain = False
+    if not tried.overdue:
         return False
-    found = _victims(state, model, [*_candidates(state, model, out.at, overdue, busy=True)], busy, crowded)
+    if not now.may_drain():
+        tried.for_drain = True
+        return False
+    found = replace(search, in_use=True).find()
     if found is None:
         return False
     state.drain_credit_s, state.drain_credit_at = drain_credit_s(state, out.at), out.at
-    _reserve(state, model, *found, out, drains=True)
+    _reserve(state, model, found, out, drains=True)
     return True
 
 
-def _publish_kept_by_advice(
-    state: State,
-    victims: tuple[Candidate, ...],
-    otherwise: tuple[tuple[Candidate, ...], Placement] | None,
-    out: Outbox,
-) -> None:
+def _publish_kept_by_advice(state: State, victims: Victims, otherwise: Victims | None, out: Outbox) -> None:
     """Report which models advice has kept loaded, and which are evicted in their place."""
-    gone = {victim.residency for victim in victims}
+    gone = {victim.residency for victim in victims.candidates}
     names = ", ".join(sorted(state.residencies[residency].model for residency in gone))
-    for candidate in otherwise[0] if otherwise else ():
+    for candidate in otherwise.candidates if otherwise else ():
         if candidate.residency not in gone:
             kept = state.residencies[candidate.residency].model
             text = f"kept by the advisor: {names} is evicted in its place"
             out.publish(DecisionKind.ADVISED, kept, text, mattered=1)
 
 
-def _candidates(
-    state: State, waiting: ModelState, now: float, overdue: bool, *, busy: bool, advised: bool = True
-) -> Iterator[Candidate]:
-    """Yield residencies that may be evicted for a waiting model: idle ones, from their instant on.
-
-    For an overdue request that instant does not count; with `busy`, those in use count as well.
-    """
-    taken = {victim for r in state.reservations.values() for victim in r.victims}
-    for residency in state.residencies.values():
-        model = state.models[residency.model]
-        ready = residency.state is ResidencyState.READY and residency.bytes_by_device
-        if not ready or model.pinned or model.successor is not None or residency.id in taken:
-            continue
-        in_use = residency.in_flight > 0 or bool(model.queue)
-        if (in_use and not busy) or (not overdue and evictable_from(state, residency, waiting) > now):
-            continue
-        cost = eviction_cost(state, residency, now, advised=advised)
-        cost += residency.in_flight + len(model.queue)
-        yield Candidate(residency.id, cost, residency.bytes_by_device)
-
-
-def eviction_cost(state: State, residency: Residency, now: float, *, advised: bool = True) -> float:
-    """Return what evicting a residency costs by the policy; among equals the longest idle costs least.
-
-    With `advised`, a soft pin of the advisor raises the cost.
-    """
-    model = state.models[residency.model]
-    victim = Victim(residency.model, model.demand, model.load_s, residency.bytes, now, state.all_gaps)
-    cost = state.policy(victim) + _TIE / (1 + max(0.0, now - model.last_used))
-    return soft_pinned_cost(state, residency.model, now, cost) if advised else cost
-
-
-def _victims(
-    state: State, model: ModelState, candidates: list[Candidate], busy: set[DeviceId], crowded: bool
-) -> tuple[tuple[Candidate, ...], Placement] | None:
-    """Find the cheapest sufficient victims on one device, or else on several."""
-    best: tuple[float, tuple[Candidate, ...], Placement] | None = None
-    reserved_bytes, reserved_engines = reserved(state)
-    for budget in state.ledger.budgets(busy=busy, any_number=True):
-        if budget.left_out is not None:
-            continue
-        device = budget.device.id
-        alone = model.fit([replace(budget, budget_bytes=_UNLIMITED)])
-        if isinstance(alone, Refusal) or device not in placement_bytes(alone):
-            continue
-        free = state.ledger.available_bytes(device) + reserved_bytes[device]
-        needed = placement_bytes(alone)[device] - free
-        min_victims = state.ledger.engines_to_remove(device, leaving=reserved_engines[device])
-        victims = cheapest_on_device(candidates, device, max(needed, 0), min_victims)
-        if victims is not None and crowded and not victims:
-            victims = _cheapest_one(candidates)
-        if victims is None:
-            continue
-        freed, _ = freed_by(victim.bytes_by_device for victim in victims)
-        freed.update(reserved_bytes)
-        placement = on_host(
-            model.fit([replace(budget, budget_bytes=free + max(0, needed))]),
-            state.ledger.host_budget(freed),
-        )
-        cost = sum(victim.cost for victim in victims)
-        if isinstance(placement, Placement) and (best is None or cost < best[0]):
-            best = cost, victims, placement
-    if best is not None:
-        return best[1], best[2]
-
-    def fits(victims: Sequence[Candidate]) -> Placement | None:
-        freed, leaving = freed_by(victim.bytes_by_device for victim in victims)
-        freed.update(reserved_bytes)
-        leaving.update(reserved_engines)
-        found = model.fit(state.ledger.budgets(freed=freed, leaving=leaving, busy=busy))
-        result = on_host(found, state.ledger.host_budget(freed))
-        return result if isinstance(result, Placement) else None
-
-    found = cheapest_anywhere(candidates, fits)
-    if found is None or found[0] or not crowded:
-        return found
-    one = _cheapest_one(candidates)
-    return None if one is None else (one, found[1])
-
-
-def _cheapest_one(candidates: list[Candidate]) -> tuple[Candidate] | None:
-    """Return the cheapest victim on any device, to stay within the limit of loaded models."""
-    return (min(candidates, key=lambda c: (c.cost, c.residency)),) if candidates else None
-
-
 def _reserve(
     state: State,
     model: ModelState,
-    victims: tuple[Candidate, ...],
-    placement: Placement,
+    victims: Victims,
     out: Outbox,
     *,
     drains: bool,
 ) -> None:
     name = model.spec.name
-    evicted = {victim.residency for victim in victims}
-    needed = placement_bytes(placement)
-    state.reservations[name] = Reservation(name, placement, needed, evicted, out.at, drains)
+    evicted = {victim.residency for victim in victims.candidates}
+    needed = placement_bytes(victims.placement)
+    state.reservations[name] = Reservation(name, victims.placement, needed, evicted, out.at, drains)
     waited = longest_wait_s(model, out.at)
-    for victim in victims:
+    among = "" if victims.searched is None else f"; searched: the {victims.searched} devices idle longest"
+    for victim in victims.candidates:
         residency = state.residencies[victim.residency]
         state.models[residency.model].evicted_for = name
         demand = state.models[residency.model].demand
@@ -293,7 +273,8 @@ def _reserve(
             if residency.idle
             else f"{format_count(residency.in_flight, 'request')} in flight"
         )
-        why = f"evicted: {how}, {rate}, for {name}, whose first request had waited {format_duration(waited)}"
+        whose = f"whose first request had waited {format_duration(waited)}{among}"
+        why = f"evicted: {how}, {rate}, for {name}, {whose}"
         if not residency.idle:
             out.publish(DecisionKind.DRAIN, residency.model, f"admits no more requests: {why}")
         unload_when_idle(state, residency, out, UnloadReason.EVICTED, why)
@@ -302,43 +283,57 @@ def _reserve(
 def end_reservation(state: State, reservation: Reservation, out: Outbox) -> None:
     """Hold the room no longer; a drain costs the credit that it took."""
     del state.reservations[reservation.model]
+    state.touch(reservation.bytes_by_device)
+    for victim in reservation.victims:
+        state.touch(state.residencies[victim].bytes_by_device)
     if reservation.drains:
         state.drain_credit_s = max(0.0, drain_credit_s(state, out.at) - (out.at - reservation.at))
         state.drain_credit_at = out.at
 
 
-def reserved(state: State) -> tuple[Counter[DeviceId], Counter[DeviceId]]:
-    """Return what reservations need beyond what their victims still hold: bytes and engines, as negatives."""
-    reserved_bytes: Counter[DeviceId] = Counter()
-    reserved_engines: Counter[DeviceId] = Counter()
-    for reservation in state.reservations.values():
-        victims = (state.residencies[victim].bytes_by_device for victim in reservation.victims)
-        freed, leaving = freed_by(victims)
-        for device, count in reservation.bytes_by_device.items():
-            reserved_bytes[device] -= max(0, count - freed[device])
-            reserved_engines[device] -= max(0, 1 - leaving[device])
-    return reserved_bytes, reserved_engines
-
-
-def never_fits(state: State, model: ModelState) -> str | None:
+def never_fits(state: State, model: ModelState, tried: Attempt | None = None) -> str | None:
     """Return the planner's reason if the model does not fit even without all models that are not pinned."""
-    pinned: list[Residency] = []
-    others: list[Residency] = []
-    for residency in state.residencies.values():
-        # One that is moved has left its devices soon.
-        model_of = state.models[residency.model]
-        stays = model_of.pinned and not residency.gone and residency.id == model_of.stays_as
-        (pinned if stays else others).append(residency)
-    freed, leaving = freed_by(residency.bytes_by_device for residency in others)
-    result = on_host(model.fit(_emptied(state, freed, leaving)), _emptied_host(state, freed))
-    if isinstance(result, Placement):
+    ledger = state.ledger
+    host = _emptied_host(state)
+
+    def fits(devices: Sequence[DeviceId]) -> Placement | Refusal:
+        return on_host(model.fit([_emptied(state, device) for device in devices]), host)
+
+    tried = tried or Attempt(state.step, math.inf, overdue=False)
+    if tried.hope and isinstance(fits(tried.hope), Placement):
         return None
+    for device in () if model.spec.together else ledger.readings if model.allowed is None else model.allowed:
+        kind, most = (
+            ledger.devices.kind(device, single=model.allowed is not None),
+            ledger.readings[device].capacity_bytes,
+        )
+        if not model.needs.fits(kind, most):
+            continue
+        budget = _emptied(state, device)
+        room = 0 if budget.left_out else budget.budget_bytes
+        if model.needs.fits(kind, room) and isinstance(fits((device,)), Placement):
+            tried.hope = (device,)
+            return None
+    reason = ""
+    for node in ledger.devices.nodes() or [()]:
+        result = fits(node)
+        if isinstance(result, Placement):
+            tried.hope = node
+            return None
+        reason = reason or result.reason
+    pinned = [r for r in state.residencies.values() if _stays(state, r)]
     if not pinned:
-        return result.reason
+        return reason
     names = ", ".join(sorted(residency.model for residency in pinned))
-    reason = f"next to {names} (pinned): {result.reason}"
-    full = state.ledger.full(leaving)
+    reason = f"next to {names} (pinned): {reason}"
+    full = ledger.full(Counter({device: _leaving(state, device) for device in ledger.readings}))
     return "; ".join((reason, *(text for text in full if text.partition(": ")[2] not in reason)))
+
+
+def _stays(state: State, residency: Residency) -> bool:
+    """Whether a residency is pinned where it is: one that moves has left its devices soon."""
+    model = state.models[residency.model]
+    return model.pinned and not residency.gone and residency.id == model.stays_as
 
 
 def _refuse(state: State, model: ModelState, reason: str, out: Outbox) -> None:
@@ -346,7 +341,7 @@ def _refuse(state: State, model: ModelState, reason: str, out: Outbox) -> None:
 
     One that is to stay loaded is tried again with each Reading.
     """
-    bare = on_host(model.spec.fit(state.ledger.whole(lost=True)), _emptied_host(state, Counter(), bare=True))
+    bare = on_host(model.spec.fit(state.ledger.whole(lost=True)), _emptied_host(state, bare=True))
     again_s = None
     if isinstance(bare, Placement):
         reason, again_s = "; ".join((reason, *state.ledger.obstacles())), _COME_BACK_S
@@ -361,28 +356,36 @@ def _refuse(state: State, model: ModelState, reason: str, out: Outbox) -> None:
     refuse(state, model.queue, RefusalCode.DOES_NOT_FIT, text, out, again_s)
 
 
-def _emptied(state: State, freed: Counter[DeviceId], leaving: Mapping[DeviceId, int]) -> list[Budget]:
-    """Return budgets without what is `freed`; Readings do not count, since they lag behind."""
-    budgets = []
-    for budget in state.ledger.budgets(leaving=leaving):
-        reading = state.ledger.readings[budget.device.id]
-        if budget.left_out is None:
-            claimed = state.ledger.claimed_bytes(budget.device.id) - freed[budget.device.id]
-            room = reading.capacity_bytes - state.ledger.foreign_bytes(budget.device.id) - claimed
-            budget = replace(budget, budget_bytes=max(0, room - state.ledger.reserve_bytes))
-        budgets.append(budget)
-    return budgets
+def _emptied(state: State, device: DeviceId) -> Budget:
+    """Return a device's budget with pinned models alone; Readings do not count, since they lag behind."""
+    ledger = state.ledger
+    budget = ledger.budget(device, leaving=_leaving(state, device))
+    if budget.left_out is not None:
+        return budget
+    room = (
+        ledger.readings[device].capacity_bytes - ledger.foreign_bytes(device) - _pinned_bytes(state, device)
+    )
+    return replace(budget, budget_bytes=max(0, room - ledger.reserve_bytes))
 
 
-def _emptied_host(state: State, freed: Counter[DeviceId], *, bare: bool = False) -> Budget | None:
-    budget, host = state.ledger.host_budget(freed), state.ledger.host
+def _emptied_host(state: State, *, bare: bool = False) -> Budget | None:
+    budget, host = state.ledger.host_budget({}), state.ledger.host
     if budget is None or host is None:
         return None
     room = host.capacity_bytes - state.ledger.reserve_bytes
     if not bare:
-        claimed = state.ledger.claimed_bytes(HOST_ID) - freed[HOST_ID]
-        room -= state.ledger.foreign_bytes(HOST_ID) + claimed
+        room -= state.ledger.foreign_bytes(HOST_ID) + _pinned_bytes(state, HOST_ID)
     return replace(budget, budget_bytes=max(0, room))
+
+
+def _leaving(state: State, device: DeviceId) -> int:
+    """Return how many engines of a device may go."""
+    return sum(not _stays(state, state.residencies[holder]) for holder in state.ledger.holders(device))
+
+
+def _pinned_bytes(state: State, device: DeviceId) -> int:
+    stay = (holder for holder in state.ledger.holders(device) if _stays(state, state.residencies[holder]))
+    return sum(state.ledger.claims[holder].bytes_by_device[device] for holder in stay)
 
 
 def _publish_waiting(model: ModelState, out: Outbox, text: str) -> None:

@@ -8,8 +8,10 @@ from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyState, Ti
 from cotenant.domain.units import format_count
 from cotenant.scheduling.commands import Grant, Refuse
 from cotenant.scheduling.events import RequestArrived
+from cotenant.scheduling.model_state import ModelState, Ticket
 from cotenant.scheduling.residence import note_arrival
-from cotenant.scheduling.state import ModelState, Outbox, Residency, State, Ticket
+from cotenant.scheduling.residency import Residency
+from cotenant.scheduling.state import Outbox, State
 from cotenant.scheduling.transitions import unload
 
 _SERVICE_MEMORY: Final = 0.2
@@ -51,15 +53,19 @@ def grant(
     lease = LeaseId(state.next_id())
     state.leases[lease] = residency.id
     residency.leases[lease] = at
+    state.idle.pop(residency.id, None)
     model.keep_alive_s = keep_alive_s
     return lease
 
 
-def end_lease(model: ModelState, residency: Residency, lease: LeaseId, at: float) -> None:
+def end_lease(state: State, residency: Residency, lease: LeaseId, at: float) -> None:
     """Free a slot, and learn how long the model's requests usually take."""
+    model = state.models[residency.model]
     took_s, known_s = at - residency.leases.pop(lease), model.service_s
     model.service_s = took_s if known_s is None else known_s + _SERVICE_MEMORY * (took_s - known_s)
     model.last_used, model.failures = at, 0
+    if residency.idle:
+        state.idle[residency.id] = None
 
 
 def released(state: State, lease: LeaseId, out: Outbox) -> None:
@@ -72,11 +78,13 @@ def released(state: State, lease: LeaseId, out: Outbox) -> None:
         return
     residency = state.residencies[holder]
     model = state.models[residency.model]
-    end_lease(model, residency, lease, out.at)
+    end_lease(state, residency, lease, out.at)
     if residency.in_flight == 0 and residency.state is ResidencyState.DRAINING and residency.pending_unload:
         unload(state, residency, out, *residency.pending_unload)
     elif model.queue:
         dispatch(state, model, out)
+    if residency.idle:
+        state.touch(residency.bytes_by_device)
     state.watch_keep_alive(model)
 
 

@@ -4,7 +4,9 @@ import math
 from collections.abc import Iterable
 from typing import Final
 
-from cotenant.scheduling.state import ModelState, Residency, State
+from cotenant.scheduling.model_state import ModelState
+from cotenant.scheduling.residency import Residency
+from cotenant.scheduling.state import State
 
 _A_MOMENT_S: Final = 0.001
 

@@ -3,6 +3,7 @@
 from cotenant.domain.decisions import DecisionKind, WaitEstimate
 from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, ResidencyState, UnloadReason
 from cotenant.domain.units import format_duration
+from cotenant.planning.device_needs import DeviceNeeds
 from cotenant.planning.ledger import Ledger
 from cotenant.scheduling import events, moves
 from cotenant.scheduling.advice import apply_advice, expire_advice
@@ -17,6 +18,7 @@ from cotenant.scheduling.housekeeping import (
     unload_expired,
 )
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
+from cotenant.scheduling.model_state import ModelState
 from cotenant.scheduling.placing import cancel, choose_fits, fulfil_reservations, schedule
 from cotenant.scheduling.policy import POLICIES, Policy
 from cotenant.scheduling.requests import (
@@ -27,7 +29,8 @@ from cotenant.scheduling.requests import (
     refuse,
     released,
 )
-from cotenant.scheduling.state import ModelState, Outbox, Residency, State
+from cotenant.scheduling.residency import Residency
+from cotenant.scheduling.state import Outbox, State
 from cotenant.scheduling.transitions import became_ready, exited, lower_claim, resume, unload_when_idle
 
 _STABLE_S = 30.0
@@ -134,7 +137,7 @@ class Scheduler:
             residency = state.residencies[holder]
             if residency.state is ResidencyState.READY and not state.models[residency.model].queue:
                 del state.leases[lease]
-                end_lease(state.models[residency.model], residency, lease, at)
+                end_lease(state, residency, lease, at)
                 return self._wake_for(residency, at)
         return self.handle(events.LeaseReleased(at, lease))
 
@@ -246,7 +249,8 @@ class Scheduler:
     def _serve(self, name: str, spec: ModelSpec) -> None:
         known = self.state.models.get(name)
         if known is None:
-            self.state.models[name] = ModelState(spec, spec.fit, pinned=spec.pinned, load_s=spec.load_s)
+            needs = DeviceNeeds(spec.fit)
+            self.state.models[name] = ModelState(spec, needs, pinned=spec.pinned, load_s=spec.load_s)
             return
         if known.spec.pinned != spec.pinned:
             known.pinned = spec.pinned
@@ -273,6 +277,8 @@ class Scheduler:
         model.pinned = event.pinned
         self.state.watch_keep_alive(model)
         residency = self.state.residency_of(model)
+        if residency is not None:
+            self.state.touch(residency.bytes_by_device)
         moving = (
             model.spec.name in self.state.reservations and self.state.reservations[model.spec.name].reload
         )

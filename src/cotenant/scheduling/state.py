@@ -2,161 +2,46 @@
 
 import math
 from bisect import insort
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cotenant.domain.decisions import Decision, DecisionKind
-from cotenant.domain.devices import HOST_ID, DeviceId
+from cotenant.domain.devices import DeviceId
 from cotenant.domain.errors import UnknownModel
-from cotenant.domain.exit_causes import Cause
-from cotenant.domain.placements import Placement
-from cotenant.domain.residencies import LeaseId, ResidencyId, ResidencyState, TicketId, UnloadReason
-from cotenant.planning.device_choice import Fit
+from cotenant.domain.residencies import LeaseId, ResidencyId, ResidencyState, TicketId
 from cotenant.planning.ledger import Ledger
-from cotenant.scheduling.active_advice import ActiveAdvice
 from cotenant.scheduling.commands import Command, PublishDecision
 from cotenant.scheduling.deadlines import Deadlines
-from cotenant.scheduling.demand import Demand, GapHistogram
-from cotenant.scheduling.last_seen import LastSeen
-from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
+from cotenant.scheduling.demand import GapHistogram
+from cotenant.scheduling.model_spec import SchedulerSettings
+from cotenant.scheduling.model_state import ModelState, Ticket
 from cotenant.scheduling.policy import Policy
 from cotenant.scheduling.reservation import Reservation
+from cotenant.scheduling.residency import Residency
 
 _RECENT_WAITS: Final = 200
 _OVERDUE_TIMES: Final = 3.0
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Ticket:
-    """A waiting request; sorts by priority, then age."""
+@dataclass(frozen=True, slots=True)
+class ActiveAdvice:
+    """The advice in force for a model: each part until an instant, 0 if there is none.
 
-    order: tuple[int, float, int]
-    id: TicketId = field(compare=False)
-    model: str = field(compare=False)
-    at: float = field(compare=False)
-    deadline: float = field(compare=False)
-    keep_alive_s: float | None = field(compare=False, default=None)
-
-
-@dataclass(slots=True)
-class Residency:
-    """A model on its devices.
-
-    `last_seen` is the last measurement of each card that shows memory of the engine, or else the one at its
-    end. `pending_unload` is why it is unloaded once it is idle. `leases` are those that are out, with the
-    instants of their grants. `moved_from` names the devices where its model was, if a move started it.
+    A factor on its keep-alive, a soft pin (others are evicted first), a load before any request.
     """
 
-    id: ResidencyId
-    model: str
-    placement: Placement
-    bytes_by_device: dict[DeviceId, int]
-    state: ResidencyState
-    since: float
-    slots: int
-    ready_at: float | None = None
-    leases: dict[LeaseId, float] = field(default_factory=dict)
-    unloading_at: float | None = None
-    ended_at: float | None = None
-    last_seen: dict[DeviceId, LastSeen] = field(default_factory=dict)
-    measured_bytes: int | None = None
-    pending_unload: tuple[UnloadReason, str] | None = None
-    moved_from: str | None = None
+    factor: float = 1.0
+    factor_until: float = 0.0
+    pinned_until: float = 0.0
+    prefetch_until: float = 0.0
 
     @property
-    def in_flight(self) -> int:
-        """How many requests use it now."""
-        return len(self.leases)
-
-    @property
-    def bytes(self) -> int:
-        """What it claims on its GPUs, or of host RAM if it has none."""
-        return sum(self.bytes_by_device[device] for device in self.devices)
-
-    @property
-    def devices(self) -> tuple[DeviceId, ...]:
-        """The devices that it runs on: host RAM only if it has no GPU."""
-        gpus = tuple(device for device in self.bytes_by_device if device != HOST_ID)
-        return gpus or tuple(self.bytes_by_device)
-
-    @property
-    def held_since(self) -> float:
-        """When its engine became ready, or else when its load began."""
-        return self.since if self.ready_at is None else self.ready_at
-
-    @property
-    def gone(self) -> bool:
-        """Whether its engine is stopping or gone."""
-        return self.state in (ResidencyState.UNLOADING, ResidencyState.RECLAIMING)
-
-    @property
-    def idle(self) -> bool:
-        """Whether it is ready and nothing uses it."""
-        return self.state is ResidencyState.READY and self.in_flight == 0
-
-
-@dataclass(slots=True)
-class ModelState:
-    """A model, its waiting requests and its history.
-
-    `wanted` is why it is to be loaded though no request waits; empty if it is not. `wanted_later` is the
-    same for one that does not fit now, and is wanted again with the next Reading. `service_s` is how long its
-    requests usually take, None before the first has ended. `fit` is the spec's, or where it goes instead.
-    `evicted_for` is who needed its room last.
-    `residency` serves it. While it moves, `successor` loads elsewhere to take over, and those `leaving` have
-    served or were to: they end. A drained device moves it again at `move_again_at`.
-    """
-
-    spec: ModelSpec
-    fit: Fit
-    pinned: bool
-    demand: Demand = field(default_factory=Demand)
-    queue: list[Ticket] = field(default_factory=list)
-    residency: ResidencyId | None = None
-    successor: ResidencyId | None = None
-    leaving: set[ResidencyId] = field(default_factory=set)
-    move_failures: int = 0
-    move_again_at: float = 0.0
-    wanted: str = ""
-    wanted_later: str = ""
-    load_s: float = 0.0
-    service_s: float | None = None
-    loads: int = 0
-    failures: int = 0
-    retry_at: float = 0.0
-    last_failure: str | None = None
-    last_cause: Cause | None = None
-    last_used: float = 0.0
-    evicted_for: str | None = None
-    keep_alive_s: float | None = None
-    removed: bool = False
-    last_waiting_text: str = ""
-
-    @property
-    def cold_and_wanted(self) -> bool:
-        """Whether it should be loaded and has no residency."""
-        return self.residency is None and bool(self.queue or self.wanted)
-
-    @property
-    def stays_as(self) -> ResidencyId | None:
-        """The residency that it has once it has moved."""
-        return self.residency if self.successor is None else self.successor
-
-    @property
-    def others(self) -> set[ResidencyId]:
-        """Its residencies besides the one that serves it."""
-        return self.leaving if self.successor is None else {self.successor, *self.leaving}
-
-    @property
-    def residencies(self) -> set[ResidencyId]:
-        """All of its residencies."""
-        return self.others if self.residency is None else {self.residency, *self.others}
-
-    @property
-    def stays(self) -> bool:
-        """Whether it is to stay loaded: its engine is replaced if it dies, without a request."""
-        return (self.spec.preload or self.pinned) and not self.removed
+    def ends_at(self) -> float | None:
+        """When the first of its parts ends; None if none is in force."""
+        instants = (self.factor_until, self.pinned_until, self.prefetch_until)
+        return min((instant for instant in instants if instant), default=None)
 
 
 @dataclass(slots=True)
@@ -164,8 +49,10 @@ class State:
     """The whole state of the scheduler; `awaiting_room` says that a model waits for memory.
 
     `changed_at` is when models or devices were last added or removed. `unload_s` is how long the last unload
-    took, until its memory was seen free. `by_state` are the ids of the residencies. `deadlines` are
-    those of tickets, `keep_alives` the ends of those of idle models, `advice_ends` those of advice by model.
+    took, until its memory was seen free. `by_state` are the ids of the residencies,
+    `idle` those that nothing uses, the longest idle first. `deadlines` are those of tickets, `keep_alives`
+    those of idle models, `advice_ends` those of advice by model. `touched` are the devices where something
+    has changed for cold models, each with the last step at which it did, the latest last.
     """
 
     settings: SchedulerSettings
@@ -192,6 +79,9 @@ class State:
     by_state: dict[ResidencyState, set[ResidencyId]] = field(
         default_factory=lambda: {state: set() for state in ResidencyState}
     )
+    idle: dict[ResidencyId, None] = field(default_factory=dict)
+    step: int = 0
+    touched: OrderedDict[DeviceId, int] = field(default_factory=OrderedDict)
     deadlines: Deadlines[TicketId] = field(init=False)
     keep_alives: Deadlines[ResidencyId] = field(init=False)
     advice_ends: Deadlines[str] = field(init=False)
@@ -215,13 +105,38 @@ class State:
             raise UnknownModel(f"the model {name!r} is not served")
         return found
 
+    def is_victim(self, residency: ResidencyId) -> bool:
+        """Whether a residency makes room for a reservation."""
+        return any(residency in reservation.victims for reservation in self.reservations.values())
+
     def residency_of(self, model: ModelState) -> Residency | None:
         """Return the residency of a model, if it has one."""
         return None if model.residency is None else self.residencies[model.residency]
 
+    def touch(self, devices: Iterable[DeviceId]) -> None:
+        """Record that something has changed on devices which matters for models that wait for room."""
+        for device in devices:
+            self.touched[device] = self.step
+            self.touched.move_to_end(device)
+
+    def take_changes(self) -> None:
+        """Begin a step: record what has changed in the ledger since the last one."""
+        self.touch(self.ledger.changed)
+        self.ledger.changed.clear()
+        self.step += 1
+
+    def touched_since(self, step: int) -> list[DeviceId]:
+        """Return the devices where something has changed since a step."""
+        found = []
+        for device in reversed(self.touched):
+            if self.touched[device] < step:
+                break
+            found.append(device)
+        return found
+
     def want(self, model: ModelState, why: str) -> None:
         """Have a model loaded though no request waits."""
-        model.wanted = why
+        model.wanted, model.tried = why, None
         self._asked_for.add(model.spec.name)
 
     def want_later(self, model: ModelState, why: str) -> None:
@@ -359,10 +274,16 @@ class State:
 
     def enqueue(self, model: ModelState, ticket: Ticket) -> None:
         """Insert a ticket into its queue."""
+        self._try_again(model)
         insort(model.queue, ticket)
         self.tickets[ticket.id] = ticket
         self.deadlines.watch(ticket.id, ticket.deadline)
         self._asked_for.add(model.spec.name)
+
+    def _try_again(self, model: ModelState) -> None:
+        """Have a model tried anew if that depends on who waits for it."""
+        if not model.queue or (model.tried is not None and model.tried.again_at < math.inf):
+            model.tried = None
 
     def dequeue(self, ticket: Ticket) -> None:
         """Remove a ticket from its queue: it has ended."""
@@ -370,6 +291,9 @@ class State:
         model = self.models[ticket.model]
         model.queue.remove(ticket)
         self.watch_keep_alive(model)
+        self._try_again(model)
+        if not model.queue and model.residency is not None:
+            self.touch(self.residencies[model.residency].bytes_by_device)
 
 
 class Outbox:

@@ -3,16 +3,17 @@
 from typing import Final
 
 from cotenant.domain.decisions import DecisionKind
-from cotenant.domain.devices import HOST_ID, DeviceId
+from cotenant.domain.devices import DeviceId
 from cotenant.domain.engine_kinds import PlanMethod
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyId, ResidencyState, UnloadReason
 from cotenant.domain.units import format_bytes, format_duration
-from cotenant.planning.host_memory import held_bytes
+from cotenant.planning.host_memory import placement_bytes
 from cotenant.planning.ledger import DeviceReading
 from cotenant.scheduling.commands import StartEngine, StopEngine
-from cotenant.scheduling.last_seen import LastSeen
-from cotenant.scheduling.state import ModelState, Outbox, Residency, State
+from cotenant.scheduling.model_state import ModelState
+from cotenant.scheduling.residency import LastSeen, Residency
+from cotenant.scheduling.state import Outbox, State
 
 LOADING, READY, DRAINING, UNLOADING, RECLAIMING = ResidencyState
 
@@ -47,21 +48,31 @@ def enter(state: State, residency: Residency, to: ResidencyState, at: float) -> 
     state.by_state[to].add(residency.id)
     residency.state = to
     residency.since = at
+    state.touch(residency.bytes_by_device)
+    state.idle.pop(residency.id, None)
     if residency.gone:
-        step_down(state.models[residency.model], residency.id)
+        model = state.models[residency.model]
+        if step_down(model, residency.id) and model.residency is not None:
+            state.touch(state.residencies[model.residency].bytes_by_device)
     if to is READY:
+        if residency.idle:
+            state.idle[residency.id] = None
         state.watch_keep_alive(state.models[residency.model])
 
 
-def step_down(model: ModelState, residency: ResidencyId) -> None:
-    """Have a residency serve its model no more, if there is a successor, nor succeed another one."""
+def step_down(model: ModelState, residency: ResidencyId) -> bool:
+    """Have a residency serve its model no more, if there is a successor, nor succeed another one.
+
+    Returns whether it does not stay what it was.
+    """
     if residency == model.successor:
         model.successor = None
     elif residency == model.residency and model.successor is not None:
         model.residency, model.successor = model.successor, None
     else:
-        return
+        return False
     model.leaving.add(residency)
+    return True
 
 
 def start(
@@ -80,6 +91,7 @@ def start(
     state.residencies[residency.id] = residency
     state.by_state[LOADING].add(residency.id)
     state.ledger.claim(residency.id, residency.bytes_by_device)
+    model.tried = None
     if successor:
         model.successor = residency.id
     else:
@@ -246,15 +258,6 @@ def reclaim(state: State, residency: Residency, out: Outbox) -> None:
         state.forget_model(residency.model)
     for reservation in state.reservations.values():
         reservation.victims.discard(residency.id)
-
-
-def placement_bytes(placement: Placement) -> dict[DeviceId, int]:
-    """Return what a placement takes on each device that it uses, host RAM besides GPUs included."""
-    taken = {share.device.id: share.parts.total for share in placement.used_shares}
-    held = held_bytes(placement)
-    if held:
-        taken[HOST_ID] = taken.get(HOST_ID, 0) + held
-    return taken
 
 
 def device_labels(residency: Residency) -> str:

@@ -9,7 +9,7 @@ from cotenant.domain.models import Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal, Share
 from cotenant.domain.residencies import RefusalCode
 from cotenant.domain.units import format_bytes
-from cotenant.planning.device_choice import Fit
+from cotenant.planning.device_needs import Fit
 
 _DECODE_EFFICIENCY: Final = 0.6
 _PREFILL_PER_DECODE: Final = 30.0

@@ -42,8 +42,8 @@ from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.ledger import DeviceReading
 from cotenant.scheduling.events import DevicesRead, ModelsChanged, TimerFired
 from cotenant.scheduling.model_spec import SchedulerSettings
+from cotenant.scheduling.model_state import Ticket
 from cotenant.scheduling.scheduler import Scheduler
-from cotenant.scheduling.state import Ticket
 from tests.support.models.shapes import dense
 from tests.support.waiting import until
 

@@ -12,7 +12,7 @@ from cotenant.domain.errors import UnknownModel
 from cotenant.domain.models import MOST_LAYERS, SplitPolicy
 from cotenant.domain.placements import Budget
 from cotenant.planning.budgets import BudgetRules
-from cotenant.planning.device_choice import Fit
+from cotenant.planning.device_needs import Fit
 from cotenant.planning.planner import leave_to_engine, place
 from cotenant.scheduling.model_spec import ModelSpec
 
@@ -57,11 +57,12 @@ def spec_of(
         missing = any(not any(may_use([name], device) for device in devices) for name in entry.gpus)
         return (lambda budgets: lay_out(request, budgets, rules)) if missing else None
 
-    may_move = entry.gpus_fallback and recipe.engine is not EngineKind.OLLAMA
+    may_move = bool(entry.gpus) and entry.gpus_fallback and recipe.engine is not EngineKind.OLLAMA
     spread = recipe.n_gpu_layers == MOST_LAYERS or recipe.split_policy is not SplitPolicy.FILL
     return ModelSpec(
         entry.name,
         lambda budgets: lay_out(request, only_allowed(budgets, entry.gpus), rules),
+        allows=(lambda device: may_use(entry.gpus, device)) if entry.gpus else None,
         elsewhere=elsewhere if may_move else None,
         together=spread or bool(recipe.tensor_split) or not recipe.smart_split,
         slots=recipe.parallel,

@@ -7,7 +7,7 @@ from cotenant.daemon.core.effects import Running
 from cotenant.daemon.core.loop import Loop
 from cotenant.domain.devices import HOST_ID, Device, DeviceId
 from cotenant.domain.residencies import ResidencyId, ResidencyState
-from cotenant.scheduling.state import Residency
+from cotenant.scheduling.residency import Residency
 from cotenant.scheduling.warm_ranking import rank, warm_candidates
 
 

@@ -17,9 +17,9 @@ from cotenant.domain.histograms import Histogram
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyState
 from cotenant.planning.device_choice import choose_devices
+from cotenant.planning.host_memory import placement_bytes
 from cotenant.scheduling import events
 from cotenant.scheduling.state import State
-from cotenant.scheduling.transitions import placement_bytes
 
 
 @dataclass(frozen=True, slots=True)

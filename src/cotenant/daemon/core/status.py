@@ -12,7 +12,9 @@ from cotenant.domain.devices import DeviceId, GpuProcess, Reading, Sensors
 from cotenant.domain.requests import ModelFile, ServedModel
 from cotenant.domain.residencies import ResidencyState
 from cotenant.planning.ledger import DeviceReading
-from cotenant.scheduling.state import ModelState, Residency, State
+from cotenant.scheduling.model_state import ModelState
+from cotenant.scheduling.residency import Residency
+from cotenant.scheduling.state import State
 
 
 def model_status(

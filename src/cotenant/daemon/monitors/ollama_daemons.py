@@ -32,7 +32,7 @@ from cotenant.engines.ollama.client import (
     default_context,
     same_tag,
 )
-from cotenant.scheduling.state import Residency
+from cotenant.scheduling.residency import Residency
 
 _LOG = logging.getLogger(__name__)
 _POLL_EVERY_S: Final = 1.0

@@ -14,7 +14,7 @@ from cotenant.domain.devices import Inventory
 from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord, Warmth
 from cotenant.domain.residencies import ResidencyId
 from cotenant.hardware.model_cache.warm import presence
-from cotenant.scheduling.state import Residency
+from cotenant.scheduling.residency import Residency
 from cotenant.store.store import SqlJournal
 
 _MOSTLY = 0.9

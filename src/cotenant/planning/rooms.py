@@ -1,0 +1,111 @@
+"""Devices by kind and by the room on them: a choice among many needs no look at all."""
+
+from bisect import bisect_left, insort
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from cotenant.planning.device_needs import DeviceNeeds, Kind
+
+Rank: TypeAlias = tuple[bool, int, int]
+"""How devices that fit are preferred, least first: by `rank`."""
+
+
+def rank(place: int, room: int, *, used: bool) -> Rank:
+    """Rank a device: unused ones in planned order, then used ones, the fullest first."""
+    return (True, room, place) if used else (False, place, 0)
+
+
+def place_of(best: Rank) -> int:
+    """Return the place of a ranked device."""
+    return best[2] if best[0] else best[1]
+
+
+@dataclass(slots=True)
+class _OfKind:
+    """The usable devices of a kind, as pairs: used ones by room and place, unused ones by place and room."""
+
+    used: list[tuple[int, int]] = field(default_factory=list)
+    unused: list[tuple[int, int]] = field(default_factory=list)
+    unused_rooms: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    kind: Kind
+    room: int
+    used: bool
+
+
+class Rooms:
+    """What may be planned on each usable device now, in bytes, by its place in the planned order."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[Kind, _OfKind] = {}
+        self._entries: dict[int, _Entry] = {}
+
+    def put(self, place: int, kind: Kind, room: int, *, used: bool) -> None:
+        """Record the room of a device."""
+        entry = _Entry(kind, room, used)
+        if self._entries.get(place) == entry:
+            return
+        self.drop(place)
+        self._entries[place] = entry
+        known = self._kinds.setdefault(kind, _OfKind())
+        if used:
+            insort(known.used, (room, place))
+        else:
+            insort(known.unused, (place, room))
+            insort(known.unused_rooms, room)
+
+    def drop(self, place: int) -> None:
+        """Record that a device cannot be used."""
+        entry = self._entries.pop(place, None)
+        if entry is None:
+            return
+        known = self._kinds[entry.kind]
+        if entry.used:
+            del known.used[bisect_left(known.used, (entry.room, place))]
+        else:
+            del known.unused[bisect_left(known.unused, (place, entry.room))]
+            del known.unused_rooms[bisect_left(known.unused_rooms, entry.room)]
+
+    def best(self, needs: DeviceNeeds, without: Collection[int]) -> Rank | None:
+        """Return the first unused device on which a model fits, else the fullest used one; None without any.
+
+        Devices at the places `without` are left out.
+        """
+        found: Rank | None = None
+        for kind, known in self._kinds.items():
+            if not known.unused or not needs.fits(kind, known.unused_rooms[-1]):
+                continue
+            for place, room in known.unused:
+                if found is not None and place > found[1]:
+                    break
+                if place not in without and needs.fits(kind, room):
+                    found = rank(place, room, used=False)
+                    break
+        if found is not None:
+            return found
+        for kind, known in self._kinds.items():
+            for index in range(_first_that_fits(needs, kind, known.used), len(known.used)):
+                room, place = known.used[index]
+                if place not in without:
+                    ranked = rank(place, room, used=True)
+                    found = ranked if found is None else min(found, ranked)
+                    break
+        return found
+
+
+def _first_that_fits(needs: DeviceNeeds, kind: Kind, used: list[tuple[int, int]]) -> int:
+    """Return the index of the least room that is enough."""
+    if not used or not needs.fits(kind, used[-1][0]):
+        return len(used)
+    low, high = 0, len(used) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if needs.fits(kind, used[middle][0]):
+            high = middle
+        else:
+            low = middle + 1
+    return low

@@ -1,0 +1,119 @@
+"""A served model: its waiting requests, its history, and why it is not loaded."""
+
+from dataclasses import dataclass, field
+
+from cotenant.domain.devices import DeviceId
+from cotenant.domain.exit_causes import Cause
+from cotenant.domain.residencies import ResidencyId, TicketId
+from cotenant.planning.device_needs import DeviceNeeds, Fit
+from cotenant.scheduling.demand import Demand
+from cotenant.scheduling.model_spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Ticket:
+    """A waiting request; sorts by priority, then age."""
+
+    order: tuple[int, float, int]
+    id: TicketId = field(compare=False)
+    model: str = field(compare=False)
+    at: float = field(compare=False)
+    deadline: float = field(compare=False)
+    keep_alive_s: float | None = field(compare=False, default=None)
+
+
+@dataclass(slots=True)
+class Attempt:
+    """Why a cold model was not placed when it was last tried, for whoever decides when to try again.
+
+    Changes of devices up to `step` are taken into account. `again_at` is when a model that was protected then
+    may be evicted. `overdue` says whether it was, `for_host` that host RAM had no room for it, `for_drain`
+    that draining was not allowed. On the devices `hope` it would fit next to pinned models alone.
+    """
+
+    step: int
+    again_at: float
+    overdue: bool
+    for_host: bool = False
+    for_drain: bool = False
+    hope: tuple[DeviceId, ...] = ()
+
+
+@dataclass(slots=True)
+class ModelState:
+    """A model, its waiting requests and its history.
+
+    `wanted` is why it is to be loaded though no request waits; empty if it is not. `wanted_later` is the
+    same for one that does not fit now, and is wanted again with the next Reading. `service_s` is how long its
+    requests usually take, None before the first has ended. `needs` are by the spec's `fit`, or by where it
+    goes instead; it uses only devices that are `allowed`, None for any. `tried` is the last try to place it,
+    None if it has to be tried. `evicted_for` is who needed its room last. `residency` serves
+    it. While it moves, `successor` loads elsewhere to take over, and those `leaving` have served or were to:
+    they end. A drained device moves it again at `move_again_at`.
+    """
+
+    spec: ModelSpec
+    needs: DeviceNeeds
+    pinned: bool
+    allowed: tuple[DeviceId, ...] | None = None
+    tried: Attempt | None = None
+    demand: Demand = field(default_factory=Demand)
+    queue: list[Ticket] = field(default_factory=list)
+    residency: ResidencyId | None = None
+    successor: ResidencyId | None = None
+    leaving: set[ResidencyId] = field(default_factory=set)
+    move_failures: int = 0
+    move_again_at: float = 0.0
+    wanted: str = ""
+    wanted_later: str = ""
+    load_s: float = 0.0
+    service_s: float | None = None
+    loads: int = 0
+    failures: int = 0
+    retry_at: float = 0.0
+    last_failure: str | None = None
+    last_cause: Cause | None = None
+    last_used: float = 0.0
+    evicted_for: str | None = None
+    keep_alive_s: float | None = None
+    removed: bool = False
+    last_waiting_text: str = ""
+
+    @property
+    def fit(self) -> Fit:
+        """How it is placed."""
+        return self.needs.fit
+
+    @property
+    def waits_since(self) -> float | None:
+        """When its longest waiting request arrived; None if none waits."""
+        if not self.queue:
+            return None
+        if self.queue[0].order[0] == self.queue[-1].order[0]:
+            return self.queue[0].at
+        return min(ticket.at for ticket in self.queue)
+
+    @property
+    def cold_and_wanted(self) -> bool:
+        """Whether it should be loaded and has no residency."""
+        return self.residency is None and bool(self.queue or self.wanted)
+
+    @property
+    def stays_as(self) -> ResidencyId | None:
+        """The residency that it has once it has moved."""
+        return self.residency if self.successor is None else self.successor
+
+    @property
+    def others(self) -> set[ResidencyId]:
+        """Its residencies besides the one that serves it."""
+        return self.leaving if self.successor is None else {self.successor, *self.leaving}
+
+    @property
+    def residencies(self) -> set[ResidencyId]:
+        """All of its residencies."""
+        return self.others if self.residency is None else {self.residency, *self.others}
+
+    @property
+    def stays(self) -> bool:
+        """Whether it is to stay loaded: its engine is replaced if it dies, without a request."""
+        return (self.spec.preload or self.pinned) and not self.removed

@@ -1,0 +1,197 @@
+"""Which models are evicted for a cold one: the cheapest whose memory is enough."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from cotenant.domain.devices import DeviceId
+from cotenant.domain.placements import Budget, Placement
+from cotenant.domain.residencies import ResidencyId, ResidencyState
+from cotenant.planning.eviction import Candidate, cheapest_anywhere, cheapest_on_device, freed_by
+from cotenant.planning.host_memory import on_host
+from cotenant.scheduling.advice import soft_pinned_cost
+from cotenant.scheduling.model_state import ModelState
+from cotenant.scheduling.policy import Victim
+from cotenant.scheduling.residence import evictable_from
+from cotenant.scheduling.residency import Residency
+from cotenant.scheduling.room import Room
+from cotenant.scheduling.state import State
+
+MOST_DEVICES: Final = 64
+"""How many devices one search looks at: those with the models that are idle longest."""
+_TIE: Final = 1e-9
+
+
+def eviction_cost(state: State, residency: Residency, now: float, *, advised: bool = True) -> float:
+    """Return what evicting a residency costs by the policy; among equals the longest idle costs least.
+
+    With `advised`, a soft pin of the advisor raises the cost.
+    """
+    model = state.models[residency.model]
+    victim = Victim(residency.model, model.demand, model.load_s, residency.bytes, now, state.all_gaps)
+    cost = state.policy(victim) + _TIE / (1 + max(0.0, now - model.last_used))
+    return soft_pinned_cost(state, residency.model, now, cost) if advised else cost
+
+
+@dataclass(frozen=True, slots=True)
+class Victims:
+    """The models to evict, and the Placement that their memory allows. `searched` is how many devices were
+    looked at, None if all that matter were.
+    """
+
+    candidates: tuple[Candidate, ...]
+    placement: Placement
+    searched: int | None = None
+
+
+@dataclass(slots=True)
+class VictimSearch:
+    """A search for victims for one model.
+
+    Idle models past their minimum residency may be evicted; for an `overdue` request that does not count, and
+    with `in_use` those that serve may go as well. Without `advised`, advice is ignored. `among` are the
+    devices to look at, None for all that may help. `costs` are those known already, by residency, and are
+    shared by the searches of one instant. `again_at` is the first instant at which a model that is
+    protected now may be evicted.
+    """
+
+    state: State
+    model: ModelState
+    now: float
+    room: Room
+    overdue: bool
+    crowded: bool
+    in_use: bool = False
+    advised: bool = True
+    among: Sequence[DeviceId] | None = None
+    costs: dict[ResidencyId, float] = field(default_factory=dict)
+    again_at: float = math.inf
+
+    def find(self) -> Victims | None:
+        """Return the cheapest sufficient victims on one device, or else on several of one machine."""
+        devices, searched = self._devices()
+        by_device = {device: self._candidates_on(device) for device in devices}
+        found = self._on_one(by_device) or self._on_several(by_device)
+        return None if found is None else replace(found, searched=searched)
+
+    def _devices(self) -> tuple[list[DeviceId], int | None]:
+        """Return the devices to look at, in planned order, and how many if they are not all."""
+        ledger = self.state.ledger
+        known: Iterable[DeviceId] = ledger.readings if self.model.allowed is None else self.model.allowed
+        if self.among is not None:
+            return sorted({*self.among} & set(known), key=ledger.devices.place), None
+        if len(ledger.readings) <= MOST_DEVICES or self.crowded:
+            return [*known], None
+        found: dict[DeviceId, None] = {}
+        held = self.state.residencies if self.in_use else self.state.idle
+        for residency in held:
+            for device in self.state.residencies[residency].devices:
+                if device in ledger.readings and (self.model.allowed is None or device in known):
+                    found[device] = None
+            if len(found) >= MOST_DEVICES:
+                return sorted(found, key=ledger.devices.place), len(found)
+        return sorted(found, key=ledger.devices.place), None
+
+    def _on_one(self, by_device: Mapping[DeviceId, Sequence[Candidate]]) -> Victims | None:
+        ledger, room = self.state.ledger, self.room
+        enough: list[tuple[float, int, tuple[Candidate, ...], Budget]] = []
+        for device, candidates in by_device.items():
+            budget = ledger.budget(device, busy=device in room.busy, any_number=True)
+            wanted = self.model.needs.wanted_bytes(room.kind(self.model, device))
+            if budget.left_out is not None or wanted is None or not (candidates or self.crowded):
+                continue
+            free = ledger.available_bytes(device) + room.freed[device]
+            min_victims = ledger.engines_to_remove(device, leaving=room.leaving[device])
+            victims = cheapest_on_device(candidates, device, max(wanted - free, 0), min_victims)
+            if victims is not None and self.crowded and not victims:
+                victims = self._cheapest_one()
+            if victims is not None:
+                cost = sum(victim.cost for victim in victims)
+                room_then = replace(budget, budget_bytes=max(wanted, free))
+                enough.append((cost, len(enough), victims, room_then))
+        for _, _, victims, budget in sorted(enough, key=lambda each: each[:2]):
+            freed, _ = freed_by(victim.bytes_by_device for victim in victims)
+            freed.update(room.freed)
+            placed = on_host(self.model.fit([budget]), ledger.host_budget(freed))
+            if isinstance(placed, Placement):
+                return Victims(victims, placed)
+        return None
+
+    def _on_several(self, by_device: Mapping[DeviceId, Sequence[Candidate]]) -> Victims | None:
+        nodes = self.state.ledger.devices.nodes()
+        if len(nodes) > 1:
+            nodes = {self.state.ledger.devices.node_of(device): None for device in by_device}.keys()
+        best: tuple[float, Victims] | None = None
+        for node in nodes:
+            candidates = self._all() if len(nodes) == 1 else self._candidates_in(node)
+            found = self._in_node(node, candidates)
+            if found is None:
+                continue
+            victims, placement = found
+            if not victims and self.crowded:
+                one = self._cheapest_one()
+                if one is None:
+                    continue
+                victims = one
+            cost = sum(victim.cost for victim in victims)
+            if best is None or cost < best[0]:
+                best = cost, Victims(victims, placement)
+        return None if best is None else best[1]
+
+    def _in_node(
+        self, node: Sequence[DeviceId], candidates: Sequence[Candidate]
+    ) -> tuple[tuple[Candidate, ...], Placement] | None:
+        ledger, room, model = self.state.ledger, self.room, self.model
+
+        def then(victims: Sequence[Candidate]) -> tuple[tuple[Budget, ...], Counter[DeviceId]]:
+            freed, leaving = freed_by(victim.bytes_by_device for victim in victims)
+            freed.update(room.freed)
+            leaving.update(room.leaving)
+            return ledger.budgets(freed=freed, leaving=leaving, busy=room.busy, among=node), freed
+
+        def fits(victims: Sequence[Candidate]) -> Placement | None:
+            budgets, freed = then(victims)
+            placed = on_host(model.fit(budgets), ledger.host_budget(freed))
+            return placed if isinstance(placed, Placement) else None
+
+        if not candidates or room.is_hopeless(model, then(candidates)[0]):
+            return None
+        return cheapest_anywhere(candidates, fits)
+
+    def _all(self) -> list[Candidate]:
+        held = self.state.residencies if self.in_use else sorted(self.state.idle)
+        return [*filter(None, (self._candidate(self.state.residencies[each]) for each in held))]
+
+    def _candidates_in(self, node: Sequence[DeviceId]) -> list[Candidate]:
+        holders = {holder for device in node for holder in self.state.ledger.holders(device)}
+        return [*filter(None, (self._candidate(self.state.residencies[each]) for each in sorted(holders)))]
+
+    def _candidates_on(self, device: DeviceId) -> list[Candidate]:
+        return self._candidates_in((device,))
+
+    def _cheapest_one(self) -> tuple[Candidate, ...] | None:
+        """Return the cheapest victim on any device, to stay within the limit of loaded models."""
+        candidates = self._all()
+        return (min(candidates, key=lambda c: (c.cost, c.residency)),) if candidates else None
+
+    def _candidate(self, residency: Residency) -> Candidate | None:
+        """Return a residency as a candidate, with what its eviction costs; None if it may not be evicted."""
+        state, model = self.state, self.state.models[residency.model]
+        ready = residency.state is ResidencyState.READY and residency.bytes_by_device
+        if not ready or model.pinned or model.successor is not None or state.is_victim(residency.id):
+            return None
+        if not self.in_use and (residency.in_flight > 0 or model.queue):
+            return None
+        if not self.overdue:
+            evictable = evictable_from(state, residency, self.model)
+            if evictable > self.now:
+                self.again_at = min(self.again_at, evictable)
+                return None
+        cost = self.costs.get(residency.id)
+        if cost is None:
+            cost = eviction_cost(state, residency, self.now, advised=self.advised)
+            cost += residency.in_flight + len(model.queue)
+            self.costs[residency.id] = cost
+        return Candidate(residency.id, cost, residency.bytes_by_device)
