@@ -67,6 +67,7 @@ def test_the_same_log_and_seed_give_the_same_advice():
     )
     assert first == again
     assert first.tried != other.tried
+    assert all(after <= before * 1.05 + 0.05 for before, after in (first.waits or {}).values())
 
 
 def test_too_few_requests_are_not_enough_and_nothing_is_replayed():
