@@ -47,9 +47,8 @@ def report(name: str, requests: list[Request], stretch: float = 1.0) -> None:
         found.append(advice_as_json(advice, workload, {}))
         took_s = time.process_time() - begun
     assert found[0] == found[1], "the same seed gave another recommendation"
-    print(
-        f"{name} x{stretch:g}: {found[0]['requests']} requests, {found[0]['replays']} replays, {took_s:.1f} s of processor time"
-    )
+    counts = f"{found[0]['requests']} requests, {found[0]['replays']} replays"
+    print(f"{name} x{stretch:g}: {counts}, {took_s:.1f} s of processor time")
     print(found[0]["text"], found[0]["yaml"], sep="\n")
 
 
