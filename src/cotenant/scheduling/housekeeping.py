@@ -150,8 +150,8 @@ def _likely(state: State, now: float) -> Iterator[tuple[float | None, ModelState
     yield from ((None, model) for model in cold if model.spec.name in advised)
     if state.settings.prefetch:
         chances = [(model.demand.chance_soon(now, state.all_gaps), model) for model in cold]
-        ranked = sorted(chances, key=lambda pair: (-pair[0], pair[1].spec.name))
-        yield from (pair for pair in ranked if pair[0] >= _PREFETCH_CHANCE)
+        likely = (pair for pair in chances if pair[0] >= _PREFETCH_CHANCE)
+        yield from sorted(likely, key=lambda pair: (-pair[0], pair[1].spec.name))
 
 
 def next_instant(state: State, now: float) -> float | None:

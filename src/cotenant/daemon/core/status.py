@@ -66,7 +66,7 @@ def device_statuses(
 
     `readings` are the last ones of each; `ours` are the leaders of our engines' process groups.
     """
-    ledger = state.ledger
+    ledger, sensors = state.ledger, Sensors.names()
     return [
         DeviceStatus(
             uuid=device,
@@ -88,7 +88,7 @@ def device_statuses(
             left_out=reading.left_out,
             drain=("draining" if ledger.holders(device) else "drained") if device in ledger.drained else None,
             processes=_others(seen, ours),
-            **{name: getattr(seen, name) for name in Sensors.names()},
+            **{name: getattr(seen, name) for name in sensors},
         )
         for device, reading in ledger.readings.items()
         for seen in [readings.get(device) or Reading(device, reading.at)]
