@@ -13,7 +13,8 @@ from cotenant.domain.models import Parts
 from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.planning.defragment import PackingProblem, Resident
 from cotenant.planning.defragment import defragment as search
-from cotenant.planning.device_needs import Fit, choose_devices
+from cotenant.planning.device_choice import choose_devices
+from cotenant.planning.device_needs import Fit
 from cotenant.planning.fragmentation import DeviceRoom, FreeMemory, LoadableModel
 from cotenant.planning.needs import Needs
 from tests.scheduling.harness import fit_over, fit_whole

@@ -3,6 +3,7 @@
 import pytest
 
 from cotenant.planning.defragment import defragment
+from cotenant.planning.device_needs import DeviceNeeds
 from cotenant.planning.fragmentation import measure
 from cotenant.planning.needs import Needs
 from cotenant.scheduling import events
@@ -81,7 +82,7 @@ def test_what_must_not_move_is_not_proposed(why):
     if why == "pinned":
         found.send(events.PinAsked(found.now, "gemma", True))
     elif why == "served elsewhere":
-        found.state.models["gemma"].fit = fit_nowhere
+        found.state.models["gemma"].needs = DeviceNeeds(fit_nowhere)
     elif why == "drained":
         found.state.ledger.drain(frozenset({card(1).id}))
     elif why == "full":
