@@ -184,11 +184,14 @@ class Operator(Protocol):
     async def fragmentation(self) -> Fragmentation:
         """How much of the free memory models that are not loaded cannot use."""
 
-    async def defragmentation(self, name: str | None = None) -> Defragmentation:
-        """The moves that let a model fit; by default one that waits, or the largest that could."""
+    async def defragmentation(self, name: str | None = None, *, unasked: bool = False) -> Defragmentation:
+        """The moves that let a model fit; by default one that waits, or the largest that could.
+
+        Without a name, or `unasked`, there are none if the configuration does not want them proposed.
+        """
 
     async def defragment(self, name: str | None = None) -> Defragmentation:
-        """Make these moves, one after another. Raises DoesNotFit if one of them fails."""
+        """Make these moves, one after another. Raises CannotMove if one of them fails."""
 
     def warm(self) -> WarmStatus | None:
         """The model files that are kept in host RAM; None if none are to be."""

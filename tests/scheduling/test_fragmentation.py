@@ -1,14 +1,16 @@
 """The scheduler's memory as fragmentation is measured and as moves would change it."""
 
+from dataclasses import replace
+
 import pytest
 
+from cotenant.domain.engine_kinds import EngineKind
 from cotenant.planning.defragment import defragment
-from cotenant.planning.device_needs import DeviceNeeds
 from cotenant.planning.fragmentation import measure
 from cotenant.planning.needs import Needs
 from cotenant.scheduling import events
 from cotenant.scheduling.fragmentation import free_memory, packing_problem, waiting_longest
-from tests.scheduling.harness import GB, Bench, card, fit_nowhere, fit_over, model
+from tests.scheduling.harness import GB, Bench, card, fit_over, model
 
 
 def bench(*, gemma: dict | None = None, llama: dict | None = None) -> Bench:
@@ -74,15 +76,17 @@ def test_the_proposal_is_what_the_scheduler_then_does():
     assert found.state.residency_of(found.state.models["gemma"]).devices == ("GPU-1",)
 
 
-@pytest.mark.parametrize("why", ["pinned", "spread on purpose", "served elsewhere", "drained", "full"])
+@pytest.mark.parametrize("why", ["pinned", "spread on purpose", "run by others", "drained", "full"])
 def test_what_must_not_move_is_not_proposed(why):
     facts = {"spread on purpose": {"together": True}}.get(why, {})
     found = bench(gemma=facts)
     found.send(events.PinAsked(found.now, "qwen", True))
     if why == "pinned":
         found.send(events.PinAsked(found.now, "gemma", True))
-    elif why == "served elsewhere":
-        found.state.models["gemma"].needs = DeviceNeeds(fit_nowhere)
+    elif why == "run by others":
+        here = found.state.residency_of(found.state.models["gemma"])
+        others_run = replace(here.placement.recipe, engine=EngineKind.OLLAMA)
+        here.placement = replace(here.placement, recipe=others_run)
     elif why == "drained":
         found.state.ledger.drain(frozenset({card(1).id}))
     elif why == "full":

@@ -27,7 +27,7 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the moves, or make them. Raises DaemonSilent, UnknownModel or DoesNotFit.
+    """Print the moves, or make them. Raises DaemonSilent, UnknownModel or CannotMove.
 
     Returns 3 if no moves would do.
     """

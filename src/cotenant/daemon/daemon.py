@@ -26,6 +26,7 @@ from cotenant.daemon.core.router import FleetRouter
 from cotenant.daemon.core.settings import ApiKeys, scheduler_settings
 from cotenant.daemon.cpu_fallback import place_on_this_machine
 from cotenant.daemon.engines import EngineMonitors
+from cotenant.daemon.monitors.defragmenter import Defragmenter
 from cotenant.daemon.monitors.load_progress import LoadWatcher
 from cotenant.daemon.monitors.process_memory import ProbeMeter
 from cotenant.daemon.monitors.recorder import Recorder
@@ -139,6 +140,8 @@ class Daemon:
         self._alerts = Alerts(configuration.alerts, clock)
         recorder = Recorder(store.journal, view)
         loop.feed.listeners += [recorder.decided, LoadWatcher(view, clock).decided, self._alerts.decided]
+        self._defragmenter = Defragmenter(loop, view, self._operator)
+        loop.feed.listeners.append(self._defragmenter.decided)
         self._warm: WarmKeeper | None = None
         if configuration.warm_ram_bytes != 0:
             tier = WarmTier(configuration.warm_ram_bytes, clock, HostProbe(clock).memory)
@@ -308,6 +311,7 @@ class Daemon:
         if self._advisor is not None:
             yield self._advisor.run()
         yield self._engines.run()
+        yield self._defragmenter.run()
         if self._warm is not None:
             yield self._warm.run()
         if self._inputs.inventory.source is InventorySource.NVML:

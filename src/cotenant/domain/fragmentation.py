@@ -2,6 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class DefragmentMode(StrEnum):
+    """What is done with moves that would let a model fit: nothing, they are told, or they are made."""
+
+    OFF = "off"
+    ADVISE = "advise"
+    AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cotenant.domain.devices import Device
+from cotenant.domain.fragmentation import DefragmentMode
 from cotenant.domain.settings import setting
 from cotenant.planning.device_needs import Fit
 from cotenant.scheduling.policy import DEFAULT_POLICY
@@ -86,4 +87,8 @@ class SchedulerSettings:
     )
     backoff_s: float = 5.0
     backoff_limit_s: float = 300.0
+    defragment: DefragmentMode = setting(
+        DefragmentMode.ADVISE,
+        "moves of loaded models that would let one fit: told, or made if none may be evicted for it",
+    )
     prefetch: bool = setting(False, "load models that are likely next into free memory")

@@ -4,12 +4,16 @@ import asyncio
 
 import pytest
 
+from cotenant.daemon.monitors.defragmenter import Defragmenter
+from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.devices import Device, DeviceId, DeviceKind
-from cotenant.domain.errors import DoesNotFit, UnknownModel
+from cotenant.domain.errors import CannotMove, UnknownModel
+from cotenant.domain.fragmentation import DefragmentMode
 from cotenant.domain.units import MIB
 from cotenant.planning.ledger import DeviceReading
-from cotenant.scheduling.events import DevicesRead, PinAsked
+from cotenant.scheduling.events import DevicesRead, MoveAsked, PinAsked
 from tests.daemon.core.test_loop import Host, Parts, fleet
+from tests.support.waiting import until
 
 SIZE = 1100 * MIB
 
@@ -24,9 +28,9 @@ def two_cards(daemon: Parts) -> None:
     )
 
 
-async def crowded(host: Host | None = None) -> Parts:
+async def crowded(host: Host | None = None, **settings: object) -> Parts:
     """Two cards with a model each, of 400 and 300 MiB, and one of 900 that fits on neither."""
-    daemon, _ = fleet(400, 300, 900, host=host)
+    daemon, _ = fleet(400, 300, 900, host=host, **settings)
     two_cards(daemon)
     for name in ("m0", "m1"):
         await daemon.operator.load(name)
@@ -67,7 +71,75 @@ async def test_a_move_that_fails_ends_the_others_and_says_why() -> None:
     host = Host(at_once=True, fails=False)
     daemon = await crowded(host)
     host.fails = True
-    with pytest.raises(DoesNotFit, match="was not moved"):
+    with pytest.raises(CannotMove, match="was not moved"):
         async with asyncio.timeout(10):
             await daemon.operator.defragment("m2")
+    await daemon.loop.stop(0)
+
+
+async def test_what_is_off_is_not_told_but_found_for_who_names_a_model() -> None:
+    daemon = await crowded(defragment=DefragmentMode.OFF)
+    assert (await daemon.operator.defragmentation("m2")).moves
+    assert not (await daemon.operator.defragmentation("m2", unasked=True)).moves
+    assert not (await daemon.operator.defragmentation()).moves
+    await daemon.loop.stop(0)
+
+
+def watched(daemon: Parts) -> tuple[Defragmenter, asyncio.Task[None]]:
+    found = Defragmenter(daemon.loop, daemon.view, daemon.operator, every_s=0.01)
+    daemon.loop.feed.listeners.append(found.decided)
+    return found, asyncio.create_task(found.run())
+
+
+def moves(daemon: Parts) -> list[str]:
+    return [each.text for each in daemon.operator.recent() if each.kind is DecisionKind.MOVE]
+
+
+async def test_auto_moves_an_idle_model_for_one_that_waits_and_nothing_is_evicted() -> None:
+    daemon = await crowded(defragment=DefragmentMode.AUTO, min_residency_s=3600.0)
+    defragmenter, watching = watched(daemon)
+    (await daemon.router.lease("m2")).release()
+    assert len([text for text in moves(daemon) if "serves from" in text]) == 1
+    loaded = {each.model for each in daemon.loop.scheduler.state.residencies.values()}
+    assert loaded == {"m0", "m1", "m2"}
+
+    await daemon.operator.unload("m2")
+    (here,) = {d for r in daemon.loop.scheduler.state.residencies.values() for d in r.devices}
+    there = frozenset({DeviceId("GPU-0"), DeviceId("GPU-1")} - {here})
+    daemon.loop.post(MoveAsked(daemon.loop.clock.now(), "m1", there))
+    await until(lambda: daemon.operator._move_has_ended("m1"))
+    before = moves(daemon)
+    assert (await daemon.operator.defragmentation("m2")).moves
+    await defragmenter._make_room("m2")
+    assert moves(daemon) == before, "both cards rest"
+    watching.cancel()
+    await daemon.loop.stop(0)
+
+
+async def test_auto_leaves_models_in_use_where_they_are() -> None:
+    daemon = await crowded(defragment=DefragmentMode.AUTO)
+    defragmenter, watching = watched(daemon)
+    held = [daemon.router.try_lease(name) for name in ("m0", "m1")]
+    waiting = asyncio.create_task(daemon.router.lease("m2"))
+    await until(lambda: any(each.kind is DecisionKind.WAITING for each in daemon.operator.recent()))
+    assert (await daemon.operator.defragmentation("m2")).moves, "an operator may have them moved"
+    await defragmenter._make_room("m2")
+    assert not moves(daemon)
+    for lease in held:
+        assert lease is not None
+        lease.release()
+    (await waiting).release()
+    watching.cancel()
+    await daemon.loop.stop(0)
+
+
+async def test_advice_moves_nothing() -> None:
+    daemon = await crowded(min_residency_s=3600.0)
+    _, watching = watched(daemon)
+    waiting = asyncio.create_task(daemon.router.lease("m2"))
+    await until(lambda: any(each.kind is DecisionKind.WAITING for each in daemon.operator.recent()))
+    assert (await daemon.operator.defragmentation()).model == "m2", "who waits is asked about first"
+    assert not moves(daemon)
+    waiting.cancel()
+    watching.cancel()
     await daemon.loop.stop(0)

@@ -67,7 +67,7 @@ class PlainOperator:
     def decision_times(self) -> Mapping[str, Histogram]:
         return self.times
 
-    async def defragmentation(self, name: str | None = None) -> Defragmentation:
+    async def defragmentation(self, name: str | None = None, *, unasked: bool = False) -> Defragmentation:
         if name is not None:
             self._check(name)
         return self.proposed

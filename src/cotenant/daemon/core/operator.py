@@ -11,8 +11,8 @@ from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.status import device_statuses, model_status
 from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, WarmStatus
 from cotenant.domain.devices import DeviceId
-from cotenant.domain.errors import DoesNotFit, EngineLoadFailed
-from cotenant.domain.fragmentation import Defragmentation, Fragmentation
+from cotenant.domain.errors import CannotMove, DoesNotFit, EngineLoadFailed
+from cotenant.domain.fragmentation import Defragmentation, DefragmentMode, Fragmentation
 from cotenant.domain.histograms import Histogram
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyState
@@ -68,13 +68,17 @@ class FleetOperator:
         """Return how much of the free memory no model can use."""
         return await self._meter.measure(self._state, self._loop.clock.now())
 
-    async def defragmentation(self, name: str | None = None) -> Defragmentation:
+    async def defragmentation(self, name: str | None = None, *, unasked: bool = False) -> Defragmentation:
         """Return the moves that let a model fit, by default the one that gains most. Raises UnknownModel."""
         resolved = None if name is None else self._loop.fleet.resolve(name)
+        if (unasked or name is None) and self._state.settings.defragment is DefragmentMode.OFF:
+            return Defragmentation(
+                None, True, text="no moves are proposed, since `scheduling.defragment` is off"
+            )
         return await self._meter.propose(self._state, self._loop.clock.now(), resolved)
 
     async def defragment(self, name: str | None = None) -> Defragmentation:
-        """Make these moves, one after another, and return them. Raises UnknownModel or DoesNotFit."""
+        """Make these moves, one after another, and return them. Raises UnknownModel or CannotMove."""
         found = await self.defragmentation(name)
         for move in found.moves:
             target = DeviceId(move.to)
@@ -84,7 +88,7 @@ class FleetOperator:
             residency = self._state.residency_of(model) if model is not None else None
             if residency is None or residency.devices != (target,):
                 told = [each.text for each in self._loop.feed.about(move.model)][-1:]
-                raise DoesNotFit(f"{move.model} was not moved: {'; '.join(told)}")
+                raise CannotMove(f"{move.model} was not moved: {'; '.join(told)}")
         return found
 
     def warm(self) -> WarmStatus | None:

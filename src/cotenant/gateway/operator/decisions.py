@@ -53,7 +53,7 @@ class DecisionRoutes:
     async def _why(self, request: ApiRequest) -> object:
         name = resolve(request.name, self._router)
         decisions = self._operator.why(name)
-        found = await self._operator.defragmentation(name)
+        found = await self._operator.defragmentation(name, unasked=True)
         if not request.wants_text:
             told = [self._response(each) for each in decisions]
             return {"model": name, "decisions": told, "defragmentation": found if found.moves else None}

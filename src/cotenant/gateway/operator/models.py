@@ -173,7 +173,7 @@ class ModelRoutes:
         "POST /api/defragmentation",
         "Make these moves, one after another; requests to the models are served meanwhile",
         Reply(Defragmentation, "the moves that were made"),
-        (*NO_SUCH_MODEL, errors.DoesNotFit, errors.QueueFull),
+        (*NO_SUCH_MODEL, errors.CannotMove, errors.QueueFull),
         (_FOR,),
     )
     async def _defragment(self, request: ApiRequest) -> object:
