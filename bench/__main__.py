@@ -14,6 +14,7 @@ from bench import (
     scheduling,
     split,
     strategies,
+    swap,
     warm,
 )
 from bench.rows import print_table
@@ -22,6 +23,7 @@ _ALL = (
     split,
     strategies,
     scheduling,
+    swap,
     fleet_status,
     footprint,
     header,

@@ -31,6 +31,23 @@ def test_the_socket_that_a_connection_reaches_is_named(address: str) -> None:
     assert listener_inode("127.0.0.1", port) is None
 
 
+@pytest.mark.usefixtures("way")
+def test_all_that_listen_on_a_port_are_listed_and_no_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        expected = {(os.fstat(server.fileno()).st_ino, os.geteuid())}
+        with (
+            socket.create_server(("127.0.0.2", port)) as second,
+            socket.create_connection(("127.0.0.1", port)),
+        ):
+            assert {*listening_sockets(port)} == {*expected, (os.fstat(second.fileno()).st_ino, os.geteuid())}
+        if socket.has_ipv6:
+            with socket.create_server(("::1", port), family=socket.AF_INET6) as sixth:
+                expected.add((os.fstat(sixth.fileno()).st_ino, os.geteuid()))
+                assert {*listening_sockets(port)} == expected
+    assert not [*listening_sockets(port)]
+
+
 def test_a_port_that_changed_hands_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         inode = os.fstat(server.fileno()).st_ino

@@ -18,11 +18,14 @@ _NETLINK_SOCK_DIAG: Final = 4
 _SOCK_DIAG_BY_FAMILY: Final = 20
 _NLMSG_ERROR: Final = 2
 _NLM_F_REQUEST: Final = 1
+_NLM_F_DUMP: Final = 0x300
 _NO_COOKIE: Final = b"\xff" * 8
 _HEADER: Final = struct.Struct("=IHHII")
 # Family, protocol, extensions, padding, states; then the ports, addresses, interface and cookie of a socket.
 _QUESTION: Final = struct.Struct("=BBBxI 2s2s 16s16s I 8s")
-_ANSWERED_INODE: Final = _HEADER.size + 4 + 48 + 16
+_ANSWERED_PORT: Final = _HEADER.size + 4
+_ANSWERED_UID: Final = _ANSWERED_PORT + 48 + 12
+_ANSWERED_INODE: Final = _ANSWERED_UID + 4
 """Where `idiag_inode` is in the answer: after the header, four bytes, the socket and four numbers."""
 
 
@@ -47,21 +50,9 @@ def listener_inode(host: str, port: int) -> int | None:
     netlink = _netlink()
     if netlink is not None:
         address = socket.inet_aton(host).ljust(16, b"\0")
-        question = _QUESTION.pack(
-            socket.AF_INET,
-            socket.IPPROTO_TCP,
-            0,
-            1 << _LISTEN,
-            port.to_bytes(2, "big"),
-            b"\0\0",
-            address,
-            b"\0" * 16,
-            0,
-            _NO_COOKIE,
-        )
-        length = _HEADER.size + len(question)
+        question = _question(socket.AF_INET, port, address, _NLM_F_REQUEST)
         try:
-            netlink.send(_HEADER.pack(length, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0) + question)
+            netlink.send(question)
             answer = netlink.recv(4096)
         except OSError:
             netlink.close()
@@ -77,7 +68,14 @@ def listener_inode(host: str, port: int) -> int | None:
 
 
 def listening_sockets(port: int) -> Iterator[tuple[int, int]]:
-    """Yield the inode and the user of each socket that listens on a port, at whatever address."""
+    """Yield the inode and the user of each socket that listens on a port, at whatever address.
+
+    By netlink the kernel looks at what listens; the tables, without it, have all connections of the machine.
+    """
+    found = _dumped(port)
+    if found is not None:
+        yield from found
+        return
     wanted = f":{port:04X}"
     for table in _TABLES:
         try:
@@ -105,12 +103,66 @@ def has_socket(pid: int, inode: int, uid: int) -> bool:
     return False
 
 
+def _question(family: int, port: int, address: bytes, flags: int) -> bytes:
+    """Ask for the sockets that listen; a dump of them regards neither port nor address."""
+    question = _QUESTION.pack(
+        family,
+        socket.IPPROTO_TCP,
+        0,
+        1 << _LISTEN,
+        port.to_bytes(2, "big"),
+        b"\0\0",
+        address,
+        b"\0" * 16,
+        0,
+        _NO_COOKIE,
+    )
+    return _HEADER.pack(_HEADER.size + len(question), _SOCK_DIAG_BY_FAMILY, flags, 0, 0) + question
+
+
+def _dumped(port: int) -> list[tuple[int, int]] | None:
+    """Return what listens on a port by netlink, on a socket of its own, for any thread; None without it."""
+    if _netlink() is None:
+        return None
+    found = []
+    try:
+        with _opened() as netlink:
+            for family in (socket.AF_INET, socket.AF_INET6):
+                netlink.send(_question(family, 0, b"\0" * 16, _NLM_F_REQUEST | _NLM_F_DUMP))
+                for message in _messages(netlink):
+                    if int.from_bytes(message[_ANSWERED_PORT : _ANSWERED_PORT + 2], "big") == port:
+                        uid, inode = struct.unpack_from("=II", message, _ANSWERED_UID)
+                        found.append((inode, uid))
+    except OSError:
+        return None
+    return found
+
+
+def _messages(netlink: socket.socket) -> Iterator[bytes]:
+    """Yield the messages of a dump, to its end. Raises OSError."""
+    while True:
+        answer = netlink.recv(1 << 16)
+        while answer:
+            length, kind, *_ = _HEADER.unpack_from(answer)
+            if kind == _NLMSG_ERROR:
+                raise OSError("the kernel does not list sockets")
+            if kind != _SOCK_DIAG_BY_FAMILY:
+                return
+            yield answer[:length]
+            answer = answer[length + -length % 4 :]
+
+
 @functools.cache
 def _netlink() -> socket.socket | None:
     try:
-        netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
+        netlink = _opened()
     except (AttributeError, OSError):
         return None
-    netlink.settimeout(1.0)
     atexit.register(netlink.close)
+    return netlink
+
+
+def _opened() -> socket.socket:
+    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
+    netlink.settimeout(1.0)
     return netlink

@@ -30,6 +30,8 @@ from cotenant.http.listeners import listener_inode, listening_sockets
 from cotenant.interfaces import EngineOrder
 
 _FIRST_POLL_S: Final = 0.002
+_LISTEN_POLL_S: Final = 0.004
+"""How often to look whether it listens, which takes 10 µs."""
 _LAST_POLL_S: Final = 0.02
 _POLL_GROWTH: Final = 1.5
 _HEALTH_TIMEOUT_S: Final = 5.0
@@ -305,7 +307,8 @@ class ServerEngine:
         pause_s = _FIRST_POLL_S
         refused_since: float | None = None
         while True:
-            if await self._listens():
+            listens = await self._listens()
+            if listens:
                 answer = await probe(self.endpoint, self._health_path, timeout_s=_HEALTH_TIMEOUT_S)
                 if answer is not None:
                     self.problem = f"it answers {answer.status} at {self._health_path}"
@@ -320,7 +323,7 @@ class ServerEngine:
             if self._health_problem is not None:
                 return
             await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * _POLL_GROWTH, _LAST_POLL_S)
+            pause_s = min(pause_s * _POLL_GROWTH, _LAST_POLL_S if listens else _LISTEN_POLL_S)
 
     async def _end_if_hung(self) -> None:
         """Kill it once it hangs; any answer, of whatever status, shows that it does not.

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence, Set
+from itertools import chain
 from pathlib import Path
 from typing import Final, Self
 
@@ -83,8 +84,9 @@ class ChildProcess:
 
     def owns_socket(self, inode: int, uid: int) -> bool:
         """Whether one of its processes has a socket; of one that may not be looked into, its user must be."""
-        own = self._popen.pid, self.pid
-        return any(has_socket(pid, inode, uid) for top in own for pid in (top, *guard.descendants(top)))
+        own = self.pid, self._popen.pid
+        below = (pid for top in own for pid in guard.descendants(top))
+        return any(has_socket(pid, inode, uid) for pid in chain(own, below))
 
     @property
     def returncode(self) -> int | None:
