@@ -477,3 +477,26 @@ async def test_a_recommendation_scores_what_previews_would_show(tmp_path):
         assert by_strategy[Strategy.MANUAL].n_changes == 0
         assert found.recommended is Strategy.ISOLATION_FIRST
         assert found.recommended == max(found.strategies, key=lambda each: each.score).strategy
+
+
+async def test_a_service_that_is_measured_on_a_gpu_is_not_counted_there_twice(tmp_path, monkeypatch):
+    async with setting(tmp_path) as at:
+        await at.services.save(Strategy.MANUAL, [])
+        await at.applied()
+        live = replace(at.look(), source=InventorySource.NVML)
+        small = live.devices[1]
+        readings = {**live.readings, small.id: replace(live.reading(small), used_bytes=3000 * MIB)}
+        monkeypatch.setattr(at, "look", lambda: replace(live, readings=readings))
+        services = at.anew()
+        # None is pinned: unless it is measured, ai-florence is taken to run on GPU 0, and what it uses of
+        # GPU 1 for others'.
+        isolated = (await services.recommend()).strategies[3]
+        assert isolated.worst_over_bytes > 0
+        monkeypatch.setattr(
+            "cotenant.services.operator.measured_bytes",
+            lambda *_: {"ai-florence": {small.id: 2900 * MIB}},
+        )
+        found = await services.recommend()
+        assert found.measured_bytes == {"ai-florence": 2900 * MIB}
+        assert found.strategies[3].worst_over_bytes < isolated.worst_over_bytes
+        await services.close()

@@ -21,7 +21,9 @@ def card(index: int, *processes: GpuProcess) -> tuple[Device, Reading]:
     return device, Reading(device_id=device.id, at=0.0, free_bytes=1, processes=processes)
 
 
-def measured(proc: Path, groups: dict[int, str], *cards: tuple[Device, Reading]) -> dict[str, int]:
+def measured(
+    proc: Path, groups: dict[int, str], *cards: tuple[Device, Reading]
+) -> dict[str, dict[DeviceId, int]]:
     for pid, text in groups.items():
         (proc / str(pid)).mkdir(parents=True)
         (proc / str(pid) / "cgroup").write_text(text)
@@ -30,7 +32,7 @@ def measured(proc: Path, groups: dict[int, str], *cards: tuple[Device, Reading])
     return measured_bytes(inventory, CONTAINERS, proc)
 
 
-def test_processes_of_a_container_are_added_over_all_gpus(tmp_path: Path):
+def test_processes_of_a_container_are_added_by_gpu(tmp_path: Path):
     groups = {
         10: f"0::/system.slice/docker-{LLM}.scope\n",
         11: f"0::/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{LLM}.scope/container\n",
@@ -39,7 +41,8 @@ def test_processes_of_a_container_are_added_over_all_gpus(tmp_path: Path):
     }
     one = card(0, GpuProcess(10, "python", 5), GpuProcess(12, "python", 70), GpuProcess(13, "game", 900))
     other = card(1, GpuProcess(11, "python", 6), GpuProcess(99, "gone", 1000))
-    assert measured(tmp_path, groups, one, other) == {"ai-llm": 11, "ai-clip": 70}
+    found = measured(tmp_path, groups, one, other)
+    assert found == {"ai-llm": {"GPU-0": 5, "GPU-1": 6}, "ai-clip": {"GPU-0": 70}}
 
 
 def test_a_service_with_a_process_of_unknown_memory_is_not_measured(tmp_path: Path):

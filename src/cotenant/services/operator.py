@@ -34,6 +34,7 @@ from cotenant.services.model import (
     AssignmentPlan,
     Change,
     ContainerState,
+    GpuRef,
     ProgressState,
     SavedConfiguration,
     SeenDevice,
@@ -166,7 +167,7 @@ class Services:
         present = saved.strategy if saved else self._settings.strategy
         devices = self._devices(inventory, applied, containers)
 
-        def plans() -> tuple[Mapping[str, int], Sequence[AssignmentPlan]]:
+        def plans() -> tuple[Mapping[str, Mapping[DeviceId, int]], Sequence[AssignmentPlan]]:
             found = []
             for strategy in Strategy:
                 by_hand = saved.assignments if strategy is Strategy.MANUAL and saved is not None else ()
@@ -180,12 +181,14 @@ class Services:
         for plan in found:
             effective, _ = fall_back(plan.assignments, self._enabled, devices)
             counted.append((plan, len(await self._changes(applied, effective, containers))))
-        services = [
-            replace(service, vram_bytes=measured.get(service.name, service.vram_bytes))
-            for service in self._enabled
-        ]
+        used = {name: sum(by_device.values()) for name, by_device in measured.items()}
+        services = [replace(one, vram_bytes=used.get(one.name, one.vram_bytes)) for one in self._enabled]
+        # Where a service was measured, it runs, whatever it is pinned to.
+        runs = {name: Assignment(name).on(GpuRef(None, id_) for id_ in on) for name, on in measured.items()}
+        if containers is not None:
+            containers = [replace(c, assignment=runs.get(c.service, c.assignment)) for c in containers]
         seen = self._devices(inventory, applied, containers, services)
-        return recommend(counted, self._enabled, seen, measured, present)
+        return recommend(counted, self._enabled, seen, used, present)
 
     async def status(self) -> tuple[ApplyStatus | None, Sequence[ContainerState]]:
         """Return the last apply and the containers as they are; none if there is no container engine."""
