@@ -165,7 +165,7 @@ def brute_force(problem: PackingProblem) -> int | None:
     host, needs = problem.memory.host, Needs()
     of = {
         each.name: {
-            d: need for d in opened if (need := needs.of(each.name, each.fit, rooms[d].budget)) is not None
+            d: need for d in opened if (need := needs.of(each.name, each.fit, rooms[d].budget, d)) is not None
         }
         for each in (problem.model, *problem.residents)
     }

@@ -39,6 +39,7 @@ class Resident:
     fit: Fit
     held: Mapping[DeviceId, int]
     idle: bool = True
+    allowed: tuple[DeviceId, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +117,8 @@ class _Search:
             )
             for device in self._free
         }
-        fits = {problem.model.name: problem.model.fit, **{each.name: each.fit for each in problem.residents}}
-        self._needs = {
-            name: {
-                budget.device.id: need
-                for budget in self._budgets
-                if budget.left_out is None and (need := needs.of(name, fit, budget)) is not None
-            }
-            for name, fit in fits.items()
-        }
+        self._needs = {problem.model.name: self._needs_of(needs, problem.model)}
+        self._needs |= {each.name: self._needs_of(needs, each) for each in problem.residents}
         self._bits = {each.name: len(self._free) * n for n, each in enumerate(problem.residents)}
         self._places = {device: n for n, device in enumerate(self._free)}
         self._moved: dict[str, tuple[Resident, DeviceId]] = {}
@@ -132,6 +126,16 @@ class _Search:
         self._best: tuple[tuple[int, int, int], tuple[ModelMove, ...]] | None = None
         self._more = False
         self._seen: set[int] = set()
+
+    def _needs_of(self, needs: Needs, model: LoadableModel | Resident) -> dict[DeviceId, Need]:
+        found = {}
+        for room in self._problem.memory.rooms:
+            device = room.budget.device.id
+            kind = room.kind if model.allowed is None and room.kind is not None else device
+            need = None if room.budget.left_out else needs.of(model.name, model.fit, room.budget, kind)
+            if need is not None:
+                found[device] = need
+        return found
 
     def moves(self, count: int) -> tuple[tuple[ModelMove, ...] | None, bool]:
         """Return the best moves of this number, None if there are none, and whether more could do."""

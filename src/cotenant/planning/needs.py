@@ -1,9 +1,9 @@
 """What a model takes alone on one device."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from cotenant.domain.devices import DeviceId
 from cotenant.domain.placements import Budget, Placement
 from cotenant.planning.device_needs import Fit
 from cotenant.planning.host_memory import held_bytes
@@ -20,20 +20,22 @@ class Need:
 
 
 class Needs:
-    """Plans each model once for each device, until its `fit` is another one."""
+    """Plans each model once for each kind of device, until its `fit` is another one."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[Fit, dict[DeviceId, Need | None]]] = {}
+        self._known: dict[str, tuple[Fit, dict[Hashable, Need | None]]] = {}
 
-    def of(self, model: str, fit: Fit, budget: Budget) -> Need | None:
-        """Return what a model needs of a device of any size; None if it may not be placed on it alone."""
+    def of(self, model: str, fit: Fit, budget: Budget, kind: Hashable) -> Need | None:
+        """Return what a model needs of a device of any size; None if it may not be placed on it alone.
+
+        It is planned once for all devices of a `kind`.
+        """
         known = self._known.get(model)
         if known is None or known[0] is not fit:
             known = self._known[model] = (fit, {})
-        device = budget.device.id
-        if device not in known[1]:
-            known[1][device] = _alone(fit, budget)
-        return known[1][device]
+        if kind not in known[1]:
+            known[1][kind] = _alone(fit, budget)
+        return known[1][kind]
 
     def keep_only(self, models: set[str]) -> None:
         """Forget all other models."""

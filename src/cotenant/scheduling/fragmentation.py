@@ -42,7 +42,8 @@ def packing_problem(state: State, model: ModelState) -> PackingProblem:
         stays = other.pinned or other.removed or other.spec.together or obstacle(state, other)
         if residency is not None and residency.id not in evicted and not stays:
             idle = residency.idle and not other.queue
-            residents.append(Resident(other.spec.name, other.fit, {**residency.bytes_by_device}, idle))
+            held = {**residency.bytes_by_device}
+            residents.append(Resident(other.spec.name, other.fit, held, idle, other.allowed))
     memory = FreeMemory((), _rooms(state, freed, state.loading_devices()), ledger.host_budget(freed))
     return PackingProblem(_loadable(model, 0.0), memory, tuple(residents), slots)
 
@@ -54,7 +55,8 @@ def waiting_longest(state: State, now: float) -> ModelState | None:
 
 
 def _loadable(model: ModelState, now: float) -> LoadableModel:
-    return LoadableModel(model.spec.name, model.fit, model.spec.together, model.demand.rate(now))
+    name, fit, together = model.spec.name, model.fit, model.spec.together
+    return LoadableModel(name, fit, together, model.demand.rate(now), model.allowed)
 
 
 def _rooms(
@@ -70,5 +72,6 @@ def _rooms(
         if reading.left_out is None and reading.free_bytes is not None and device not in ledger.drained:
             free = ledger.available_bytes(device) + (freed or {}).get(device, 0)
             whole = reading.capacity_bytes - ledger.foreign_bytes(device) - ledger.reserve_bytes
-        rooms.append(DeviceRoom(budget, free if freed is not None else max(0, free), max(free, whole)))
+        free = free if any_number else max(0, free)
+        rooms.append(DeviceRoom(budget, free, max(free, whole), ledger.devices.kind(device)))
     return tuple(rooms)
