@@ -48,3 +48,9 @@ def test_models_come_and_go_and_other_settings_are_named(read: Reader) -> None:
 def test_nothing_changes_between_two_readings_of_one_file(read: Reader) -> None:
     text = "models_dir: models\n" + BEFORE % "env: {A: 1}"
     assert not diff(read(text), read(text))
+
+
+def test_what_is_drained_changes_at_once(read: Reader) -> None:
+    before, after = read("devices: {drain: []}"), read("devices: {drain: [0, GPU-1a]}")
+    assert (before.devices.drain, after.devices.drain) == ((), ("0", "GPU-1a"))
+    assert diff(before, after).sentences() == ("devices.drain changed",)

@@ -7,7 +7,7 @@ from cotenant.domain.devices import DeviceId
 from cotenant.domain.moves import MoveMethod
 from cotenant.domain.residencies import ResidencyState, UnloadReason
 from cotenant.scheduling import events
-from cotenant.scheduling.moves import plan_drain, plan_move
+from cotenant.scheduling.moves import moves, plan_drain, plan_move
 from tests.scheduling.harness import GB, Bench, card, fit_nowhere, fit_over, model
 
 TWO = [card(0), card(1)]
@@ -93,6 +93,18 @@ def test_if_the_old_one_dies_meanwhile_requests_wait_for_the_successor(bench: Be
     bench.ready("a")
     assert waiting in bench.granted
     assert outcomes(bench) == ["reload"], "nobody served for a while"
+
+
+def test_if_both_die_the_move_has_failed_and_the_model_is_loaded_as_ever(bench: Bench) -> None:
+    old = bench.state.models["a"].residency
+    bench.move("a", 1)
+    bench.send(events.EngineExited(bench.now, old, "killed"))
+    assert moves(bench.state, bench.state.models["a"])
+    bench.die("a")
+    assert outcomes(bench) == ["failed"]
+    assert not moves(bench.state, bench.state.models["a"])
+    bench.wait(10)
+    assert bench.load("a")[0] in bench.granted
 
 
 def test_if_the_old_one_s_card_goes_requests_wait_for_the_successor(bench: Bench) -> None:

@@ -38,4 +38,4 @@ def test_moves_alone_cost_no_request() -> None:
         world = seeded.run()
         assert {client.outcome for client in world.clients.values()} == {Outcome.SERVED}
         moved += mover.outcomes[MoveOutcome.LIVE.value]
-    assert moved > _SEEDS // 2
+    assert moved > _SEEDS // 10

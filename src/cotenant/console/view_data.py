@@ -8,7 +8,7 @@ from cotenant.console.memory_bar import segments
 from cotenant.console.page_request import PageRequest
 from cotenant.console.rendering import as_segment, in_coarse
 from cotenant.domain.devices import Sensors
-from cotenant.domain.units import MIB
+from cotenant.domain.units import MIB, format_count
 
 Json = Mapping[str, Any]
 
@@ -58,6 +58,9 @@ def model_facts(model: Json, rates: Mapping[str, float | None], names: Mapping[s
     """Return what a model's row shows, rounded, so that it changes only when the text does."""
     name, state, measured = model["name"], str(model["state"]), model.get("measured_bytes")
     failure = model.get("last_failure") or ""
+    others, on = model.get("others") or (), model.get("devices", ())
+    moving = any(other["role"] == "successor" for other in others)
+    movable = state == "ready" and not moving
     return {
         **{key: model[key] for key in ("name", "aliases", "kind")},
         **{key: model.get(key, 0) for key in ("in_flight", "slots", "queued")},
@@ -75,8 +78,20 @@ def model_facts(model: Json, rates: Mapping[str, float | None], names: Mapping[s
         "loaded": bool(model.get("devices")),
         "busy": state in _BUSY,
         "load": _load(model.get("load")),
+        "moving": moving,
+        "targets": [gpu for uuid, gpu in names.items() if movable and gpu != RAM and uuid not in on],
+        "others": [_other(other, names) for other in others],
         "failure": failure.removeprefix(f"{name} ").removeprefix(f"{name}: ") if state == "cold" else None,
     }
+
+
+def _other(other: Json, names: Mapping[str, str]) -> str:
+    gpus = ", ".join(names.get(uuid, uuid) for uuid in other["devices"])
+    if other["role"] == "successor":
+        return f"It moves to GPU {gpus}, where it is {other['state']}."
+    return (
+        f"Its engine on GPU {gpus} is {other['state']}, with {format_count(other['in_flight'], 'request')}."
+    )
 
 
 def _stays(model: Json, state: str) -> str:
@@ -112,6 +127,7 @@ async def device_rows(
         "compute_capability",
         "mps",
         "left_out",
+        "drain",
     ]
     rows = []
     for device in devices:

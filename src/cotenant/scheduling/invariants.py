@@ -78,11 +78,12 @@ def _claims_and_residencies_match(state: State) -> None:
     if state.ledger.claims.keys() != state.residencies.keys():
         raise InvariantViolation("law 2: claims and residencies differ")
     for residency in state.residencies.values():
-        if residency.id not in state.models[residency.model].residencies:
+        model = state.models[residency.model]
+        if residency.id == model.residency:
+            continue
+        if residency.id not in model.others:
             raise InvariantViolation(f"law 2: {residency.model} has other residencies than #{residency.id}")
-    for name, model in state.models.items():
-        if len(model.residencies) > 1:
-            _moves_in_one_step(state, name, model)
+        _moves_in_one_step(state, residency.model, model)
 
 
 def _moves_in_one_step(state: State, name: str, model: ModelState) -> None:

@@ -105,6 +105,14 @@ def cancel_move(
     return True
 
 
+def moves(state: State, model: ModelState) -> bool:
+    """Whether a move has begun, and neither the model is served there nor the move has ended otherwise."""
+    residency, reservation = state.residency_of(model), state.reservations.get(model.spec.name)
+    if model.successor is not None or (reservation is not None and reservation.reload is not None):
+        return True
+    return residency is not None and residency.ready_at is None and residency.moved_from is not None
+
+
 def finish(state: State, residency: Residency, out: Outbox) -> None:
     """Have a successor that is ready take over, in one step; the old engine ends once it is idle."""
     model, moved_from = state.models[residency.model], residency.moved_from
@@ -126,14 +134,15 @@ def finish(state: State, residency: Residency, out: Outbox) -> None:
 
 
 def failed(state: State, residency: Residency, why: str, cause: Cause, out: Outbox) -> None:
-    """Record that a successor could not be loaded: who serves has not noticed."""
-    model = state.models[residency.model]
-    model.move_failures += 1
-    again_s = state.settings.backoff_s if model.move_failures == 1 else _SECOND_FAILURE_S
-    model.move_again_at = out.at + again_s
-    text = f"the move to {device_labels(residency)} has failed, it stays on {residency.moved_from}: {why}"
-    outcome = MoveOutcome.FAILED.value
-    out.publish(DecisionKind.MOVE, residency.model, text, outcome=outcome, cause=cause.value)
+    """Record that a model could not be loaded where it moves: if it is served, nobody has noticed."""
+    model, stays, facts = state.models[residency.model], "", {"outcome": MoveOutcome.FAILED.value}
+    if model.successor == residency.id:
+        model.move_failures += 1
+        again_s = state.settings.backoff_s if model.move_failures == 1 else _SECOND_FAILURE_S
+        model.move_again_at, stays = out.at + again_s, f", it stays on {residency.moved_from}"
+        facts["cause"] = cause.value
+    text = f"the move to {device_labels(residency)} has failed{stays}: {why}"
+    out.publish(DecisionKind.MOVE, residency.model, text, **facts)
 
 
 def drains_changed(state: State, devices: frozenset[DeviceId], out: Outbox) -> None:

@@ -183,8 +183,10 @@ class Scheduler:
         if residency is None or residency.state is ResidencyState.RECLAIMING:
             return
         model = self.state.models[residency.model]
-        if residency.id == model.successor:
+        if residency.state is ResidencyState.LOADING and residency.moved_from is not None:
             moves.failed(self.state, residency, event.why, event.cause, out)
+        if residency.id == model.successor:
+            pass
         elif residency.id in model.leaving:
             if residency.in_flight:
                 text, cause = f"the engine that it leaves has ended: {event.why}", event.cause.value

@@ -1,6 +1,6 @@
 // Buttons that send orders through htmx: CSRF token, confirmation and error.
 
-import { csrfHeaders, goToLogin, readFault } from "./api.js";
+import { api, csrfHeaders, goToLogin, readFault } from "./api.js";
 import { clearFaults, showFault } from "./faults.js";
 
 /** Set up the buttons. */
@@ -17,6 +17,12 @@ export function startOrders() {
     if (xhr.status === 401) goToLogin();
     else showFault(elt, readFault(xhr.status, xhr.responseText).message);
   });
+  document.addEventListener("keydown", (event) => {
+    const menu = event.key === "Escape" && event.target.closest?.("details.menu[open]");
+    if (!menu) return;
+    menu.open = false;
+    menu.querySelector("summary").focus();
+  });
   document.addEventListener("htmx:sendError", (event) =>
     showFault(event.detail.elt, "The daemon cannot be reached. Look whether it runs."),
   );
@@ -26,7 +32,31 @@ async function onConfirm(event) {
   const { elt, issueRequest } = event.detail;
   if (!elt.dataset.ask) return;
   event.preventDefault();
-  if (await ask(elt.dataset.ask, elt.dataset.askText ?? "", elt.dataset.askYes ?? "Go on")) issueRequest(true);
+  const text = [elt.dataset.askText, elt.dataset.preview && (await preview(elt))];
+  if (text.includes(null)) return;
+  elt.closest("details.menu")?.removeAttribute("open");
+  if (await ask(elt.dataset.ask, text.filter(Boolean).join("\n\n"), elt.dataset.askYes ?? "Go on")) issueRequest(true);
+}
+
+// What an order would do, as the API says; null if it is refused, which is shown.
+async function preview(elt) {
+  clearFaults(elt);
+  try {
+    const found = await api("POST", elt.dataset.preview);
+    return (found.models ?? [found]).map(sentences).join("\n\n") || "No model is there.";
+  } catch (error) {
+    showFault(elt, error.message);
+    return null;
+  }
+}
+
+function sentences(plan) {
+  const gib = (bytes) => (bytes / 2 ** 30).toFixed(1);
+  const bytes = plan.devices.map(
+    (d) => `GPU ${d.index}: ${gib(d.now_bytes)} GiB now, ${gib(d.during_bytes)} during, ${gib(d.after_bytes)} after`,
+  );
+  const takes = plan.expected_s === null ? "" : `; about ${Math.ceil(plan.expected_s)} s`;
+  return [`${plan.model} ${plan.text}${takes}.`, ...(plan.target.length ? bytes : [])].join("\n");
 }
 
 /** Ask for confirmation; resolves to the answer and restores the focus. */

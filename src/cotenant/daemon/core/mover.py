@@ -11,7 +11,7 @@ from cotenant.domain.devices import DeviceId
 from cotenant.domain.errors import BadRequest, CannotMove, StoreError, UnknownDevice
 from cotenant.domain.moves import MoveMethod, MoveOutcome, MovePlan
 from cotenant.scheduling import events
-from cotenant.scheduling.moves import plan_drain, plan_move
+from cotenant.scheduling.moves import moves, plan_drain, plan_move
 from cotenant.scheduling.state import State
 from cotenant.store.store import Store
 
@@ -70,10 +70,14 @@ class FleetMover:
             told = (each for each in feed.about(plan.model) if each.number > since)
             return next((each for each in told if "outcome" in each.facts), None)
 
-        await self._loop.until(lambda: bool(end()) or plan.model not in self._loop.fleet.entries)
+        def ended() -> bool:
+            model = self._state.models.get(plan.model)
+            return model is None or not moves(self._state, model) or bool(end())
+
+        await self._loop.until(ended)
         decided = end()
         if decided is None or decided.facts["outcome"] not in _MOVED:
-            raise CannotMove(f"{plan.model} {decided.text if decided else 'is not served any more'}")
+            raise CannotMove(f"{plan.model} {decided.text if decided else 'was unloaded while it moved'}")
         return plan
 
     def cancel_move(self, name: str) -> None:
