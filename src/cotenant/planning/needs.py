@@ -1,4 +1,4 @@
-"""What a model takes alone on one device."""
+"""What a model takes alone on one device, for plans in a thread: `DeviceNeeds` are the scheduler's own."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
