@@ -7,6 +7,7 @@ import pytest
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.planning.defragment import defragment
 from cotenant.planning.fragmentation import measure
+from cotenant.planning.ledger import DeviceReading
 from cotenant.planning.needs import Needs
 from cotenant.scheduling import events
 from cotenant.scheduling.fragmentation import free_memory, packing_problem, waiting_longest
@@ -133,3 +134,22 @@ def test_who_waits_longest_for_room_is_asked_about():
     waiting = waiting_longest(found.state, found.now)
     assert waiting is not None
     assert waiting.spec.name == "llama"
+
+
+def test_of_several_machines_the_one_with_the_most_free_memory_is_searched():
+    cards = [replace(card(number), node=f"n{number // 2}") for number in range(4)]
+    models = [model("a", 8), model("b", 12), model("c", 20), model("d", 20), model("llama", 18)]
+    found = Bench.of(models, [])
+    for node in ("n0", "n1"):
+        readings = [
+            DeviceReading(each, 0.0, each.total_bytes, each.total_bytes, live=False)
+            for each in cards
+            if each.node == node
+        ]
+        found.send(events.DevicesRead(found.now, tuple(readings), node))
+    for name in "abcd":
+        found.touch(name)
+    problem = packing_problem(found.state, found.state.models["llama"])
+    assert [room.budget.device.node for room in problem.memory.rooms] == ["n0", "n0"]
+    assert {each.name for each in problem.residents} == {"a", "b"}
+    assert moved(found) == [("a", "GPU-1")]

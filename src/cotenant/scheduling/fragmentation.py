@@ -1,5 +1,6 @@
 """The scheduler's free memory as its fragmentation is measured, and as moves of models would change it."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 
 from cotenant.domain.devices import DeviceId
@@ -26,7 +27,8 @@ def packing_problem(state: State, model: ModelState) -> PackingProblem:
     """Return a model that is to fit among those that are loaded, and which of these may be moved.
 
     Pinned models and those that are loading, moving or about to be evicted stay, as do those that are spread
-    over devices on purpose, or whose engines others run.
+    over devices on purpose, or whose engines others run. Of several machines it is about the one
+    with the most free memory for the model.
     """
     ledger = state.ledger
     freed, leaving = reserved(state)
@@ -35,16 +37,26 @@ def packing_problem(state: State, model: ModelState) -> PackingProblem:
         for device, reading in ledger.readings.items()
         if reading.admission.max_engines is not None
     }
+    rooms, free = _rooms(state, freed, state.loading_devices()), Counter[str | None]()
+    for room in rooms:
+        device = room.budget.device
+        if room.budget.left_out is None and (model.allowed is None or device.id in model.allowed):
+            free[device.node] += room.free_bytes
+    node = max(free, key=lambda name: free[name], default=None)
+    rooms = tuple(room for room in rooms if room.budget.device.node == node)
+    here = {room.budget.device.id for room in rooms}
     evicted = {victim for reservation in state.reservations.values() for victim in reservation.victims}
     residents = []
     for other in state.models.values():
         residency = state.residency_of(other)
         stays = other.pinned or other.removed or other.spec.together or obstacle(state, other)
-        if residency is not None and residency.id not in evicted and not stays:
+        if residency is None or residency.id in evicted or stays:
+            continue
+        if here.issuperset(residency.devices):
             idle = residency.idle and not other.queue
             held = {**residency.bytes_by_device}
             residents.append(Resident(other.spec.name, other.fit, held, idle, other.allowed))
-    memory = FreeMemory((), _rooms(state, freed, state.loading_devices()), ledger.host_budget(freed))
+    memory = FreeMemory((), rooms, ledger.host_budget(freed))
     return PackingProblem(_loadable(model, 0.0), memory, tuple(residents), slots)
 
 

@@ -23,7 +23,8 @@ class FragmentationMeter:
 
     def __init__(self) -> None:
         self._needs = Needs()
-        self._gate = ThreadGate(_full, waiting=_MAX_WAITING)
+        # Status pages do not wait for a search, which may take a second.
+        self._measurements, self._searches = (ThreadGate(_full, waiting=_MAX_WAITING) for _ in range(2))
         self._measured: tuple[FreeMemory, Fragmentation] | None = None
         self._proposed: tuple[PackingProblem, Defragmentation] | None = None
 
@@ -32,7 +33,7 @@ class FragmentationMeter:
         memory = free_memory(state, now)
         if self._measured is None or self._measured[0] != memory:
             self._needs.keep_only({*state.models})
-            self._measured = memory, await self._gate.run(partial(measure, memory, self._needs))
+            self._measured = memory, await self._measurements.run(partial(measure, memory, self._needs))
         return self._measured[1]
 
     async def propose(self, state: State, now: float, name: str | None) -> Defragmentation:
@@ -50,7 +51,7 @@ class FragmentationMeter:
             return Defragmentation(model.spec.name, True, text=f"{model.spec.name} is loaded")
         problem = packing_problem(state, model)
         if self._proposed is None or self._proposed[0] != problem:
-            self._proposed = problem, await self._gate.run(partial(defragment, problem, self._needs))
+            self._proposed = problem, await self._searches.run(partial(defragment, problem, self._needs))
         return self._proposed[1]
 
 
