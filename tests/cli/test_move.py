@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from cotenant.cli.main import main
+from cotenant.domain.decisions import ModelStatus, OtherEngine
 from cotenant.domain.errors import CannotMove, UnknownDevice
 from cotenant.domain.moves import DeviceChange, MoveMethod, MovePlan
 from cotenant.domain.units import GIB
 from tests.cli.test_daemon_commands import running
-from tests.support.daemon.plain_operator import PlainOperator
+from tests.support.daemon.plain_operator import CARD, HOST, PlainOperator
 
 PLAN = MovePlan(
     "org/llama",
@@ -106,3 +108,15 @@ def test_an_action_takes_what_was_given_before_it(capsys: pytest.CaptureFixture[
         assert main(["gpus", "--address", address, "--json", "undrain", "1"]) == 0
     assert mover.orders == ["undrain 1"]
     assert "models" in json.loads(capsys.readouterr().out)
+
+
+def test_ps_shows_both_engines_while_a_model_moves(capsys: pytest.CaptureFixture[str]) -> None:
+    leaving = OtherEngine("leaving", "draining", {"GPU-a": 8 * GIB}, 3)
+    moved = ModelStatus("org/llama", "ready", predicted_bytes=8 * GIB, others=(leaving,))
+    operator = PlainOperator(moved, devices=[replace(CARD, drain="draining"), HOST])
+    with running(operator) as address:
+        assert main(["ps", "--address", address]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[2].split()[:8] == ["org/llama", "draining,", "leaving", "0", "8.0", "GiB", "-", "-"]
+    assert "3" in out[2].split()
+    assert any(line.endswith("DRAINING") for line in out)

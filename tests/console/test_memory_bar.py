@@ -33,3 +33,12 @@ def test_the_card_shows_as_others_what_the_strategies_count_as_occupied(foreign,
 
 def test_without_services_everything_is_others():
     assert others(USED, None) == USED
+
+
+def test_a_model_that_moves_is_shown_on_both_cards():
+    successor = {"role": "successor", "state": "loading", "bytes_by_device": {"GPU-0": GIB}, "in_flight": 0}
+    model = {"name": "m", "state": "ready", "bytes_by_device": {"GPU-1": GIB}, "others": [successor]}
+    card = {**CARD, "free_bytes": CARD["total_bytes"] - GIB, "foreign_bytes": 0}
+    (claim, free) = segments(card, [model], None, {"m": 1})
+    assert (claim.kind, claim.label, claim.bytes, claim.note) == ("claim", "m", GIB, "loading")
+    assert free.kind == "free"

@@ -1,14 +1,20 @@
 """A model moves and is served all the time; who cannot move so is told so, and no request ends with it."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 
 from cotenant.domain.decisions import DecisionKind
-from cotenant.domain.devices import DeviceId
+from cotenant.domain.devices import Device, DeviceId
+from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.moves import MoveMethod
+from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.domain.residencies import ResidencyState, UnloadReason
+from cotenant.planning.device_choice import Fit
 from cotenant.scheduling import events
 from cotenant.scheduling.moves import moves, plan_drain, plan_move
-from tests.scheduling.harness import GB, Bench, card, fit_nowhere, fit_over, model
+from tests.scheduling.harness import GB, Bench, card, fit_nowhere, fit_over, fit_whole, model
 
 TWO = [card(0), card(1)]
 
@@ -227,6 +233,40 @@ def test_why_a_model_does_not_move(name: str, indices: list[int], why: str) -> N
     assert outcomes(bench) == ["refused"]
     (text,) = bench.told(DecisionKind.MOVE, name)
     assert why in text
+
+
+def test_a_model_whose_daemon_decides_where_it_is_does_not_move(bench: Bench) -> None:
+    residency = bench.state.residency_of(bench.state.models["a"])
+    ollama = replace(residency.placement.recipe, engine=EngineKind.OLLAMA)
+    residency.placement = replace(residency.placement, recipe=ollama)
+    bench.move("a", 1)
+    assert outcomes(bench) == ["refused"]
+    assert "the daemon of its engine" in bench.told(DecisionKind.MOVE, "a")[0]
+
+
+def test_who_asks_for_a_model_with_only_drained_cards_is_told_so_and_when_to_come_back(bench: Bench) -> None:
+    bench.drain(0, 1)
+    bench.gone("a")
+    refusal = bench.refused[bench.ask("a")]
+    assert "GPU 0 card is drained" in refusal.text
+    assert refusal.retry_after_s
+    bench.drain(1)
+    assert bench.load("a")[0] in bench.granted
+    assert bench.where("a") == ["GPU-0"]
+
+
+def test_a_model_with_a_fallback_goes_elsewhere_while_its_card_is_drained() -> None:
+    def only_first(budgets: Sequence[Budget]) -> Placement | Refusal:
+        return fit_whole(10 * GB)([budget for budget in budgets if budget.device.index == 0])
+
+    def elsewhere(present: Sequence[Device]) -> Fit | None:
+        return None if any(device.index == 0 for device in present) else fit_whole(10 * GB)
+
+    bench = Bench.of([model("a", 10, fit=only_first, elsewhere=elsewhere)], TWO)
+    bench.touch("a")
+    bench.drain(0)
+    bench.ready("a")
+    assert bench.where("a") == ["GPU-1"]
 
 
 def test_a_model_that_does_not_fit_stays_and_evicts_nobody(bench: Bench) -> None:

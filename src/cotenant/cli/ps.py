@@ -76,8 +76,14 @@ def _engines(model: Model) -> Iterator[Model]:
     """Yield a model, and its other engines while it moves, in the same form."""
     yield model
     for other in model.get("others") or ():
-        state = f"{other['state']}, {other['role']}"
-        yield {**other, "name": f"  {model['name']}", "state": state, "predicted_bytes": other["bytes"]}
+        claims = other["bytes_by_device"]
+        yield {
+            **other,
+            "name": f"  {model['name']}",
+            "state": f"{other['state']}, {other['role']}",
+            "devices": [*claims],
+            "predicted_bytes": sum(claims.values()),
+        }
 
 
 def _columns(names: Mapping[str, str]) -> Sequence[Column[Model]]:

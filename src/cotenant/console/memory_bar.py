@@ -85,10 +85,11 @@ def segments(
         return []
     parts = []
     for model in models:
-        count = (model.get("bytes_by_device") or {}).get(device["uuid"], 0)
-        moving = model["state"] in ("loading", "unloading", "reclaiming")
-        kind, note = ("claim", str(model["state"])) if moving else ("model", "")
-        parts.append(Segment(kind, model["name"], count, colours.get(model["name"], 0), note))
+        for engine in (model, *(model.get("others") or ())):
+            count = (engine.get("bytes_by_device") or {}).get(device["uuid"], 0)
+            passing = engine is not model or engine["state"] in ("loading", "unloading", "reclaiming")
+            kind, note = ("claim", str(engine["state"])) if passing else ("model", "")
+            parts.append(Segment(kind, model["name"], count, colours.get(model["name"], 0), note))
     occupied, pinned = services or (total, ())
     used_bytes = foreign if free_bytes is None else total - free_bytes
     own = max(0, min(used_bytes - sum(part.bytes for part in parts), used_bytes - occupied))

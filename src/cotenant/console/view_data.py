@@ -86,7 +86,7 @@ def model_facts(model: Json, rates: Mapping[str, float | None], names: Mapping[s
 
 
 def _other(other: Json, names: Mapping[str, str]) -> str:
-    gpus = ", ".join(names.get(uuid, uuid) for uuid in other["devices"])
+    gpus = ", ".join(names.get(uuid, uuid) for uuid in other["bytes_by_device"])
     if other["role"] == "successor":
         return f"It moves to GPU {gpus}, where it is {other['state']}."
     return (

@@ -77,8 +77,7 @@ class OtherEngine:
 
     role: str
     state: str
-    devices: tuple[str, ...]
-    bytes: int
+    bytes_by_device: Mapping[str, int]
     in_flight: int
 
 

@@ -64,6 +64,7 @@ class Engine:
         self.ready = asyncio.Event()
         self.ended = asyncio.Event()
         self.fails = fails
+        self.graces: list[float] = []
 
     async def wait_ready(self, timeout_s: float) -> None:
         await self.ready.wait()
@@ -81,6 +82,7 @@ class Engine:
         return self.told
 
     async def stop(self, grace_s: float) -> None:
+        self.graces.append(grace_s)
         self.ready.set()
         self.ended.set()
 

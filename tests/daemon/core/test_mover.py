@@ -104,6 +104,8 @@ async def test_a_move_returns_once_the_model_is_served_there_or_says_why_not() -
     (first, second) = daemon.operator.devices()
     assert (first.residents, second.residents) == (("m0",), ("m0",))
     lease.release()
+    await daemon.loop.until(lambda: len(daemon.loop.effects.running) == 1)
+    assert {*host.engines[0].graces} == {0}, "with a grace another kind of engine would be put to sleep"
     host.fails = True
     with pytest.raises(CannotMove, match="has failed, it stays on GPU 1"):
         await mover.move("m0", ["0"])

@@ -216,7 +216,8 @@ def _state(model: Mapping[str, Any]) -> str:
     read, total = load.get("read_bytes"), load.get("total_bytes")
     if model["state"] == "loading" and read is not None and total:
         return f"load {min(99, read * 100 // total)}%"
-    return str(model["state"])
+    moves = any(other["role"] == "successor" for other in model.get("others") or ())
+    return "moves" if moves else str(model["state"])
 
 
 def _first(lines: list[Line], most: int) -> list[Line]:

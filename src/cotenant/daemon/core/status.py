@@ -44,9 +44,7 @@ def model_status(
         loads=model.loads,
         load_s=model.load_s,
         devices=residency.devices if residency else (),
-        bytes_by_device={str(d): residency.bytes_by_device[d] for d in residency.devices}
-        if residency
-        else {},
+        bytes_by_device=_bytes_by_device(residency) if residency else {},
         predicted_bytes=residency.bytes if residency else None,
         reported_bytes=sum(d.parts.total for d in report.devices) if report else None,
         measured_bytes=residency.measured_bytes if residency else None,
@@ -130,8 +128,11 @@ def served_model(
 
 def _other(model: ModelState, residency: Residency) -> OtherEngine:
     role = "successor" if residency.id == model.successor else "leaving"
-    state, in_flight = str(residency.state), residency.in_flight
-    return OtherEngine(role, state, residency.devices, residency.bytes, in_flight)
+    return OtherEngine(role, str(residency.state), _bytes_by_device(residency), residency.in_flight)
+
+
+def _bytes_by_device(residency: Residency) -> dict[str, int]:
+    return {str(device): residency.bytes_by_device[device] for device in residency.devices}
 
 
 def _others(seen: Reading, ours: Collection[int]) -> tuple[GpuProcess, ...] | None:
