@@ -122,7 +122,7 @@ def studies(*, full: bool, traces: Path | None) -> Iterator[Study]:
     yield closed("3 people alternate, 4 models", 10.0, 4, 1, alternating=3)
     yield closed("4 people in bursts, 5 models", 10.0, 5, 1, bursts=4)
     yield closed("12 people in bursts, 8 models, 2 cards", 20.0, 8, 2, bursts=12)
-    yield closed("3 agents, 4 models", 20.0, 4, 1, agent=3)
+    yield closed("3 agents, 6 models", 20.0, 6, 1, agent=3)
     yield closed(
         "3 alternate, 6 bursts, 3 agents, 12 models, 2 cards", 15.0, 12, 2, alternating=3, bursts=6, agent=3
     )
