@@ -89,9 +89,10 @@ class DeviceNeeds:
     def _planned(self, kind: Kind) -> _Needs:
         needs = self._of(kind)
         if not needs.is_planned:
-            needs.is_planned = True
             alone = self.fit([Budget(kind.device, _UNLIMITED, _UNLIMITED)])
             if isinstance(alone, Placement):
                 needs.wanted = placement_bytes(alone).get(kind.device.id)
                 needs.weights = sum(share.parts.weights for share in alone.used_shares)
+            # Last: another thread may look at it meanwhile.
+            needs.is_planned = True
         return needs

@@ -13,7 +13,6 @@ from cotenant.scheduling.events import DevicesRead
 from cotenant.scheduling.model_state import ModelState
 from cotenant.scheduling.moves import instants
 from cotenant.scheduling.placing import choose_fits, drain_credit_s, longest_wait_s
-from cotenant.scheduling.residence import evictable_from
 from cotenant.scheduling.residency import Residency
 from cotenant.scheduling.state import Outbox, State
 from cotenant.scheduling.transitions import drop_leases, reclaim, record_last_seen, start, unload
@@ -177,11 +176,12 @@ def _instants(state: State, now: float) -> Iterator[float]:
     cold = [model for model in state.cold_and_wanted() if model.spec.name not in state.reservations]
     if not cold:
         return
+    overdue_after_s = state.overdue_after_s()
     for model in cold:
         yield model.retry_at
-        yield now - longest_wait_s(model, now) + state.overdue_after_s() + 0.001
-    idle = [residency for residency in state.residencies.values() if residency.idle]
-    yield from (evictable_from(state, residency, model) for residency in idle for model in cold)
+        yield now - longest_wait_s(model, now) + overdue_after_s + 0.001
+        if model.tried is not None:
+            yield model.tried.again_at
     credit = drain_credit_s(state, now)
     if credit < 1 and state.settings.drain_share > 0:
         yield now + (1 - credit) / state.settings.drain_share + 0.001

@@ -19,10 +19,10 @@ from cotenant.domain.units import format_count, format_duration
 from cotenant.planning.device_choice import choose_devices
 from cotenant.planning.host_memory import on_host, placement_bytes
 from cotenant.scheduling.model_state import ModelState
-from cotenant.scheduling.placing import choose_fits, end_reservation, never_fits
+from cotenant.scheduling.placing import choose_fits, end_reservation
 from cotenant.scheduling.reservation import Reload, Reservation
 from cotenant.scheduling.residency import Residency
-from cotenant.scheduling.room import reserved
+from cotenant.scheduling.room import never_fits, reserved
 from cotenant.scheduling.state import Outbox, State
 from cotenant.scheduling.transitions import (
     device_labels,

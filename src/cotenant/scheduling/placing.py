@@ -1,14 +1,13 @@
 """Places cold models: in which order, on which devices, and which models are evicted for them."""
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.devices import HOST_ID, DeviceId
-from cotenant.domain.placements import Budget, Placement, Refusal
+from cotenant.domain.placements import Budget, Placement
 from cotenant.domain.residencies import RefusalCode, ResidencyId, UnloadReason
 from cotenant.domain.units import format_count, format_duration
 from cotenant.planning.device_needs import DeviceNeeds
@@ -16,8 +15,7 @@ from cotenant.planning.host_memory import on_host, placement_bytes
 from cotenant.scheduling.model_state import Attempt, ModelState
 from cotenant.scheduling.requests import refuse
 from cotenant.scheduling.reservation import Reservation
-from cotenant.scheduling.residency import Residency
-from cotenant.scheduling.room import Room
+from cotenant.scheduling.room import Room, emptied_host, never_fits
 from cotenant.scheduling.state import Outbox, State
 from cotenant.scheduling.transitions import resume, start, unload_when_idle
 from cotenant.scheduling.victims import Victims, VictimSearch
@@ -34,6 +32,7 @@ class _Pass:
     now: float
     overdue_after_s: float
     costs: dict[ResidencyId, float] = field(default_factory=dict)
+    _rooms: dict[bool, Room] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, state: State, now: float) -> "_Pass":
@@ -41,6 +40,17 @@ class _Pass:
 
     def is_overdue(self, model: ModelState) -> bool:
         return longest_wait_s(model, self.now) > self.overdue_after_s
+
+    def room(self, *, with_loading: bool = False) -> Room:
+        """Return what may be planned now, on devices `with_loading` models as well if so."""
+        if with_loading not in self._rooms:
+            busy = () if with_loading else self.state.loading_devices()
+            self._rooms[with_loading] = Room(self.state, busy)
+        return self._rooms[with_loading]
+
+    def room_changes(self) -> None:
+        """Forget the room: some of it is taken now."""
+        self._rooms.clear()
 
     def may_drain(self) -> bool:
         draining = any(reservation.drains for reservation in self.state.reservations.values())
@@ -164,15 +174,16 @@ def _place(now: _Pass, model: ModelState, out: Outbox) -> None:
         among = state.touched_since(tried.step)
         if HOST_ID in among and HOST_ID not in state.ledger.readings:
             among = None if tried.for_host else [device for device in among if device != HOST_ID]
-    model.tried = Attempt(state.step, math.inf, now.is_overdue(model), for_host=state.ledger.host is not None)
     if tried is not None and among is not None:
-        model.tried = replace(tried, step=state.step)
+        tried.step = state.step
         if not among:
             return
         among = [device for device in among if device in state.ledger.readings]
-    busy = state.loading_devices()
+    else:
+        tried = Attempt(state.step, math.inf, now.is_overdue(model), state.ledger.host is not None)
+        model.tried = tried
     crowded = state.max_loaded_reached()
-    room, nodes = Room(state, busy), _nodes_of(state, among)
+    room, nodes = now.room(), _nodes_of(state, among)
     now_free = room.choose(model, nodes)
     if isinstance(now_free, Placement) and not (crowded and placement_bytes(now_free)):
         why = model.wanted
@@ -182,14 +193,16 @@ def _place(now: _Pass, model: ModelState, out: Outbox) -> None:
         if model.fit is not model.spec.fit:
             why += "; warning: it may not be on these devices, but those that it is for are not there"
         start(state, model, now_free, out, why)
+        now.room_changes()
         return
-    if not crowded and busy and isinstance(Room(state).choose(model, nodes), Placement):
+    if not crowded and room.busy and isinstance(now.room(with_loading=True).choose(model, nodes), Placement):
         model.tried = None
         _publish_waiting(model, out, "waits for the load under way on its device")
         return
-    if _make_room(now, model, model.tried, room, among, out, crowded=crowded):
+    if _make_room(now, model, tried, room, among, out, crowded=crowded):
+        now.room_changes()
         return
-    reason = never_fits(state, model, model.tried)
+    reason = never_fits(state, model, tried)
     if reason is not None:
         _refuse(state, model, reason, out)
     else:
@@ -291,57 +304,12 @@ def end_reservation(state: State, reservation: Reservation, out: Outbox) -> None
         state.drain_credit_at = out.at
 
 
-def never_fits(state: State, model: ModelState, tried: Attempt | None = None) -> str | None:
-    """Return the planner's reason if the model does not fit even without all models that are not pinned."""
-    ledger = state.ledger
-    host = _emptied_host(state)
-
-    def fits(devices: Sequence[DeviceId]) -> Placement | Refusal:
-        return on_host(model.fit([_emptied(state, device) for device in devices]), host)
-
-    tried = tried or Attempt(state.step, math.inf, overdue=False)
-    if tried.hope and isinstance(fits(tried.hope), Placement):
-        return None
-    for device in () if model.spec.together else ledger.readings if model.allowed is None else model.allowed:
-        kind, most = (
-            ledger.devices.kind(device, single=model.allowed is not None),
-            ledger.readings[device].capacity_bytes,
-        )
-        if not model.needs.fits(kind, most):
-            continue
-        budget = _emptied(state, device)
-        room = 0 if budget.left_out else budget.budget_bytes
-        if model.needs.fits(kind, room) and isinstance(fits((device,)), Placement):
-            tried.hope = (device,)
-            return None
-    reason = ""
-    for node in ledger.devices.nodes() or [()]:
-        result = fits(node)
-        if isinstance(result, Placement):
-            tried.hope = node
-            return None
-        reason = reason or result.reason
-    pinned = [r for r in state.residencies.values() if _stays(state, r)]
-    if not pinned:
-        return reason
-    names = ", ".join(sorted(residency.model for residency in pinned))
-    reason = f"next to {names} (pinned): {reason}"
-    full = ledger.full(Counter({device: _leaving(state, device) for device in ledger.readings}))
-    return "; ".join((reason, *(text for text in full if text.partition(": ")[2] not in reason)))
-
-
-def _stays(state: State, residency: Residency) -> bool:
-    """Whether a residency is pinned where it is: one that moves has left its devices soon."""
-    model = state.models[residency.model]
-    return model.pinned and not residency.gone and residency.id == model.stays_as
-
-
 def _refuse(state: State, model: ModelState, reason: str, out: Outbox) -> None:
     """Refuse the requests of a model that does not fit, saying what is in its way and whether to come back.
 
     One that is to stay loaded is tried again with each Reading.
     """
-    bare = on_host(model.spec.fit(state.ledger.whole(lost=True)), _emptied_host(state, bare=True))
+    bare = on_host(model.spec.fit(state.ledger.whole(lost=True)), emptied_host(state, bare=True))
     again_s = None
     if isinstance(bare, Placement):
         reason, again_s = "; ".join((reason, *state.ledger.obstacles())), _COME_BACK_S
@@ -354,38 +322,6 @@ def _refuse(state: State, model: ModelState, reason: str, out: Outbox) -> None:
         state.want_later(model, later)
     model.last_failure, model.last_cause = text, None
     refuse(state, model.queue, RefusalCode.DOES_NOT_FIT, text, out, again_s)
-
-
-def _emptied(state: State, device: DeviceId) -> Budget:
-    """Return a device's budget with pinned models alone; Readings do not count, since they lag behind."""
-    ledger = state.ledger
-    budget = ledger.budget(device, leaving=_leaving(state, device))
-    if budget.left_out is not None:
-        return budget
-    room = (
-        ledger.readings[device].capacity_bytes - ledger.foreign_bytes(device) - _pinned_bytes(state, device)
-    )
-    return replace(budget, budget_bytes=max(0, room - ledger.reserve_bytes))
-
-
-def _emptied_host(state: State, *, bare: bool = False) -> Budget | None:
-    budget, host = state.ledger.host_budget({}), state.ledger.host
-    if budget is None or host is None:
-        return None
-    room = host.capacity_bytes - state.ledger.reserve_bytes
-    if not bare:
-        room -= state.ledger.foreign_bytes(HOST_ID) + _pinned_bytes(state, HOST_ID)
-    return replace(budget, budget_bytes=max(0, room))
-
-
-def _leaving(state: State, device: DeviceId) -> int:
-    """Return how many engines of a device may go."""
-    return sum(not _stays(state, state.residencies[holder]) for holder in state.ledger.holders(device))
-
-
-def _pinned_bytes(state: State, device: DeviceId) -> int:
-    stay = (holder for holder in state.ledger.holders(device) if _stays(state, state.residencies[holder]))
-    return sum(state.ledger.claims[holder].bytes_by_device[device] for holder in stay)
 
 
 def _publish_waiting(model: ModelState, out: Outbox, text: str) -> None:

@@ -1,15 +1,18 @@
 """The room for a cold model: what the ledger has free, less what reservations need."""
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from cotenant.domain.devices import DeviceId
+from cotenant.domain.devices import HOST_ID, DeviceId
 from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.planning.device_needs import Kind
 from cotenant.planning.eviction import freed_by
 from cotenant.planning.host_memory import on_host
 from cotenant.planning.rooms import Rank, place_of, rank
-from cotenant.scheduling.model_state import ModelState
+from cotenant.scheduling.model_state import Attempt, ModelState
+from cotenant.scheduling.residency import Residency
 from cotenant.scheduling.state import State
 
 
@@ -33,7 +36,8 @@ class Room:
         self.freed.update(also_freed or {})
         self.leaving.update(also_leaving or {})
         altered = {*busy, *self.freed, *self.leaving} & self._ledger.readings.keys()
-        self._altered = {self._ledger.devices.place(device): device for device in altered}
+        self._altered = {self._ledger.devices.place(device): self._budget(device) for device in altered}
+        self._by_node: dict[Sequence[DeviceId], tuple[Budget, ...]] = {}
 
     def choose(
         self, model: ModelState, nodes: Iterable[Sequence[DeviceId]] | None = None
@@ -62,7 +66,11 @@ class Room:
 
     def budgets(self, node: Sequence[DeviceId]) -> tuple[Budget, ...]:
         """Return what may be planned on the devices of a machine."""
-        return self._ledger.budgets(freed=self.freed, leaving=self.leaving, busy=self.busy, among=node)
+        found = self._by_node.get(node)
+        if found is None:
+            found = self._ledger.budgets(freed=self.freed, leaving=self.leaving, busy=self.busy, among=node)
+            self._by_node[node] = found
+        return found
 
     def is_hopeless(self, model: ModelState, budgets: Sequence[Budget]) -> bool:
         """Whether not even the weights of a model fit on these devices together."""
@@ -80,8 +88,9 @@ class Room:
             best = ledger.rooms().best(model.needs, self._altered.keys())
             ranks = [] if best is None else [best]
         used = ledger.claimed_devices()
-        for device in self._altered.values() if model.allowed is None else model.allowed:
-            budget = self._budget(device)
+        others = self._altered.values() if model.allowed is None else map(self._budget, model.allowed)
+        for budget in others:
+            device = budget.device.id
             if budget.left_out is None and model.needs.fits(self.kind(model, device), budget.budget_bytes):
                 ranks.append(rank(ledger.devices.place(device), budget.budget_bytes, used=device in used))
         if not ranks:
@@ -105,3 +114,82 @@ def reserved(state: State) -> tuple[Counter[DeviceId], Counter[DeviceId]]:
             reserved_bytes[device] -= max(0, count - freed[device])
             reserved_engines[device] -= max(0, 1 - leaving[device])
     return reserved_bytes, reserved_engines
+
+
+def never_fits(state: State, model: ModelState, tried: Attempt | None = None) -> str | None:
+    """Return the planner's reason if the model does not fit even without all models that are not pinned."""
+    ledger = state.ledger
+    host = emptied_host(state)
+
+    def fits(devices: Sequence[DeviceId]) -> Placement | Refusal:
+        return on_host(model.fit([_emptied(state, device) for device in devices]), host)
+
+    def fits_alone(device: DeviceId) -> bool:
+        kind = ledger.devices.kind(device, single=model.allowed is not None)
+        if not model.needs.fits(kind, ledger.readings[device].capacity_bytes):
+            return False
+        budget = _emptied(state, device)
+        fits_there = budget.left_out is None and model.needs.fits(kind, budget.budget_bytes)
+        return fits_there and (host is None or isinstance(fits((device,)), Placement))
+
+    tried = tried or Attempt(state.step, math.inf, overdue=False)
+    singly: Iterable[DeviceId] = ledger.readings if model.allowed is None else model.allowed
+    if len(tried.hope) > 1 and isinstance(fits(tried.hope), Placement):
+        return None
+    for device in () if model.spec.together else (*tried.hope[:1], *singly):
+        if fits_alone(device):
+            tried.hope = (device,)
+            return None
+    reason = ""
+    for node in ledger.devices.nodes() or [()]:
+        result = fits(node)
+        if isinstance(result, Placement):
+            tried.hope = node
+            return None
+        reason = reason or result.reason
+    pinned = [r for r in state.residencies.values() if _stays(state, r)]
+    if not pinned:
+        return reason
+    names = ", ".join(sorted(residency.model for residency in pinned))
+    reason = f"next to {names} (pinned): {reason}"
+    full = ledger.full(Counter({device: _leaving(state, device) for device in ledger.readings}))
+    return "; ".join((reason, *(text for text in full if text.partition(": ")[2] not in reason)))
+
+
+def _stays(state: State, residency: Residency) -> bool:
+    """Whether a residency is pinned where it is: one that moves has left its devices soon."""
+    model = state.models[residency.model]
+    return model.pinned and not residency.gone and residency.id == model.stays_as
+
+
+def _emptied(state: State, device: DeviceId) -> Budget:
+    """Return a device's budget with pinned models alone; Readings do not count, since they lag behind."""
+    ledger = state.ledger
+    budget = ledger.budget(device, leaving=_leaving(state, device))
+    if budget.left_out is not None:
+        return budget
+    room = (
+        ledger.readings[device].capacity_bytes - ledger.foreign_bytes(device) - _pinned_bytes(state, device)
+    )
+    return replace(budget, budget_bytes=max(0, room - ledger.reserve_bytes))
+
+
+def emptied_host(state: State, *, bare: bool = False) -> Budget | None:
+    """Return the budget of host RAM with pinned models alone, or `bare` with nothing at all."""
+    budget, host = state.ledger.host_budget({}), state.ledger.host
+    if budget is None or host is None:
+        return None
+    room = host.capacity_bytes - state.ledger.reserve_bytes
+    if not bare:
+        room -= state.ledger.foreign_bytes(HOST_ID) + _pinned_bytes(state, HOST_ID)
+    return replace(budget, budget_bytes=max(0, room))
+
+
+def _leaving(state: State, device: DeviceId) -> int:
+    """Return how many engines of a device may go."""
+    return sum(not _stays(state, state.residencies[holder]) for holder in state.ledger.holders(device))
+
+
+def _pinned_bytes(state: State, device: DeviceId) -> int:
+    stay = (holder for holder in state.ledger.holders(device) if _stays(state, state.residencies[holder]))
+    return sum(state.ledger.claims[holder].bytes_by_device[device] for holder in stay)

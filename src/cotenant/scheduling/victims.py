@@ -71,6 +71,8 @@ class VictimSearch:
 
     def find(self) -> Victims | None:
         """Return the cheapest sufficient victims on one device, or else on several of one machine."""
+        if not (self.state.idle or self.in_use or self.crowded):
+            return None
         devices, searched = self._devices()
         by_device = {device: self._candidates_on(device) for device in devices}
         found = self._on_one(by_device) or self._on_several(by_device)
