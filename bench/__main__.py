@@ -5,6 +5,7 @@ import sys
 from bench import (
     assembly,
     console,
+    fleet,
     fleet_status,
     footprint,
     gateway,
@@ -24,6 +25,7 @@ _ALL = (
     strategies,
     scheduling,
     swap,
+    fleet,
     fleet_status,
     footprint,
     header,
