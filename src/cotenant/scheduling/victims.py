@@ -50,10 +50,10 @@ class Victims:
 class VictimSearch:
     """A search for victims for one model.
 
-    Idle models past their minimum residency may be evicted; for an `overdue` request that does not count, and
-    with `in_use` those that serve may go as well. Without `advised`, advice is ignored. `among` are the
-    devices to look at, None for all that may help. `costs` are those known already, by residency, and are
-    shared by the searches of one instant. `again_at` is the first instant at which a model that is
+    Idle models may be evicted from the instant that `residence` says; for an `overdue` request it does not
+    count, and with `in_use` those that serve may go as well. Without `advised`, advice is ignored. `among`
+    are the devices to look at, None for all that may help. `costs` are those known already, by residency, and
+    are shared by the searches of one instant. `again_at` is the first instant at which a model that is
     protected now may be evicted.
     """
 
