@@ -64,7 +64,11 @@ def test_a_move_that_is_not_possible_is_told_beside_the_button(browser, daemon):
     with tab(browser, daemon, width=390, height=844) as look:
         page = look.open("/models/tiny-llama")
         page.locator("summary", has_text="Move").click()
-        page.get_by_role("button", name=f"To GPU {other}").click()
+        button = page.get_by_role("button", name=f"To GPU {other}")
+        box = button.bounding_box()
+        assert box is not None
+        assert box["x"] >= 0, "no part of the menu is off the screen"
+        button.click()
         expect(page.locator(".orders .fault")).to_contain_text("drained")
         assert look.overflow() == 0
         look.complaints.clear()  # The browser reports the 409 itself.

@@ -134,7 +134,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES), indices=st.sets(st.integers(0, 1), min_size=1))
     def move(self, name: str, indices: set[int]) -> None:
-        """Whoever is served before a move is served after it, in the same step."""
+        """Whoever is served before a move begins is served after it, in the same step."""
         model = self.bench.state.models[name]
         before = self.bench.state.residency_of(model)
         self.bench.move(name, *indices)
@@ -259,5 +259,32 @@ class Machine(RuleBasedStateMachine):
             assert bench.now - since < SERVED_AGAIN_WITHIN_S, f"{name} is served no more"
 
 
+class MovingMachine(Machine):
+    """The same with models that are loaded more often than not, on cards with room, and are moved."""
+
+    @rule(name=st.sampled_from(["a", "b", "c"]), leases=st.integers(0, 2))
+    def be_loaded(self, name: str, leases: int) -> None:
+        """Have a model loaded, with requests under way."""
+        for loading in sorted(self.bench.loading):
+            self.bench.ready(loading)
+        for _ in range(leases):
+            self.ask(name, 0, 300)
+        self.bench.send(events.LoadAsked(self.bench.now, name))
+        if name in self.bench.loading:
+            self.bench.ready(name)
+
+    @rule(name=st.sampled_from(["a", "b", "c"]), leases=st.integers(0, 2))
+    def move_away(self, name: str, leases: int) -> None:
+        """Move a loaded model to the card that it is not on, if the last one that moved leaves room."""
+        self.be_loaded(name, leases)
+        for gone in sorted(self.bench.stopping):
+            self.bench.gone(gone)
+        residency = self.bench.state.residency_of(self.bench.state.models[name])
+        on = {int(device[-1]) for device in residency.devices} if residency is not None else {0}
+        self.move(name, {0, 1} - on or {0})
+
+
 Machine.TestCase.settings = settings(max_examples=600, stateful_step_count=60, deadline=None)
 TestMachine = pytest.mark.slow(Machine.TestCase)
+MovingMachine.TestCase.settings = settings(max_examples=75, stateful_step_count=60, deadline=None)
+TestMovingMachine = pytest.mark.slow(MovingMachine.TestCase)

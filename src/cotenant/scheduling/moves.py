@@ -91,17 +91,14 @@ def cancel_move(
     if model.successor is not None:
         unload(state, state.residencies[model.successor], out, UnloadReason.MOVED, f"unloaded: {why}")
         state.watch_keep_alive(model)
-        stays = "it stays where it is"
     elif reservation is not None and reservation.reload is not None:
         end_reservation(state, reservation, out)
-        stays = "it is loaded again where there is room"
         if residency is not None and residency.state is ResidencyState.DRAINING:
             resume(state, residency, out.at)
             model.wanted = ""
-            stays = "it stays where it is"
     else:
         return False
-    out.publish(DecisionKind.MOVE, name, f"moves no more: {why}; {stays}", outcome=outcome.value)
+    out.publish(DecisionKind.MOVE, name, f"moves no more: {why}", outcome=outcome.value)
     return True
 
 
@@ -192,7 +189,7 @@ def _continue_reload(state: State, reservation: Reservation, reload: Reload, out
     elif residency is not None:
         if residency.state is ResidencyState.DRAINING and drained_s >= state.settings.drain_limit_s:
             count = format_count(residency.in_flight, "request")
-            why = f"{count} had not ended within {format_duration(drained_s)}"
+            why = f"it stays where it is, since {count} had not ended within {format_duration(drained_s)}"
             cancel_move(state, model, out, why, MoveOutcome.FAILED)
     elif not state.loading_devices() & reservation.bytes_by_device.keys():
         end_reservation(state, reservation, out)
@@ -210,7 +207,7 @@ def _leave(state: State, residency: Residency, out: Outbox) -> None:
     """Have a model leave a drained device, if that is possible now."""
     model = state.models[residency.model]
     if residency.id == model.successor:
-        cancel_move(state, model, out, f"{device_labels(residency)} is drained")
+        cancel_move(state, model, out, f"it stays where it is, since {device_labels(residency)} is drained")
     if obstacle(state, model) or residency.id != model.residency:
         return
     plan, placement = _plan_leaving(state, residency, _NOTHING)

@@ -99,7 +99,7 @@ class Scheduler:
             case events.MoveAsked(_, name, devices):
                 moves.ask(state, state.model(name), devices, out)
             case events.MoveCancelled(_, name):
-                moves.cancel_move(state, state.model(name), out, "the operator asked for it")
+                moves.cancel_move(state, state.model(name), out, "it is to stay where it is")
             case events.DrainsChanged(_, devices):
                 moves.drains_changed(state, devices, out)
             case events.AdviceGiven():
