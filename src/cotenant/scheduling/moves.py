@@ -332,13 +332,11 @@ def _described(
     new = placement_bytes(placement) if placement is not None else {}
     leaves = method is not MoveMethod.STAY
     changes = []
-    for device, reading in state.ledger.readings.items():
-        if device not in old and device not in new:
-            continue
+    for device in sorted((old.keys() | new.keys()) & state.ledger.readings.keys(), key=[*old, *new].index):
         now = state.ledger.claimed_bytes(device)
         after = now + new.get(device, 0) - (old.get(device, 0) if leaves else 0)
         during = now + new.get(device, 0) if method is MoveMethod.LIVE else max(now, after)
-        known = reading.device
+        known = state.ledger.readings[device].device
         changes.append(
             DeviceChange(known.id, known.index, known.own_name, known.total_bytes, now, during, after)
         )
