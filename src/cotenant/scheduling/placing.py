@@ -202,7 +202,8 @@ def _place(now: _Pass, model: ModelState, out: Outbox) -> None:
     if _make_room(now, model, tried, room, among, out, crowded=crowded):
         now.room_changes()
         return
-    reason = never_fits(state, model, tried)
+    may_fit_still = among is not None and tried.hope and not {*tried.hope} & {*among}
+    reason = None if may_fit_still else never_fits(state, model, tried)
     if reason is not None:
         _refuse(state, model, reason, out)
     else:
