@@ -2,8 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Final
 
 from cotenant.domain.devices import DeviceId
@@ -20,7 +21,7 @@ from cotenant.scheduling.room import Room
 from cotenant.scheduling.state import State
 
 MOST_DEVICES: Final = 64
-"""How many devices one search looks at: those with the models that are idle longest."""
+"""How many devices are searched first: those with the models that are idle longest."""
 _TIE: Final = 1e-9
 
 
@@ -73,28 +74,39 @@ class VictimSearch:
         """Return the cheapest sufficient victims on one device, or else on several of one machine."""
         if not (self.state.idle or self.in_use or self.crowded):
             return None
-        devices, searched = self._devices()
-        by_device = {device: self._candidates_on(device) for device in devices}
-        found = self._on_one(by_device) or self._on_several(by_device)
-        return None if found is None else replace(found, searched=searched)
+        for devices, searched in self._searches():
+            by_device = {device: self._candidates_on(device) for device in devices}
+            found = self._on_one(by_device) or self._on_several(by_device)
+            if found is not None:
+                return replace(found, searched=searched)
+        return None
 
-    def _devices(self) -> tuple[list[DeviceId], int | None]:
-        """Return the devices to look at, in planned order, and how many if they are not all."""
-        ledger = self.state.ledger
-        known: Iterable[DeviceId] = ledger.readings if self.model.allowed is None else self.model.allowed
+    def _searches(self) -> Iterator[tuple[list[DeviceId], int | None]]:
+        """Yield the devices to look at, in planned order; how many if more remain for the next search."""
+        ledger, allowed = self.state.ledger, self.model.allowed
         if self.among is not None:
-            return sorted({*self.among} & set(known), key=ledger.devices.place), None
-        if len(ledger.readings) <= MOST_DEVICES or self.crowded:
-            return [*known], None
-        found: dict[DeviceId, None] = {}
-        held = self.state.residencies if self.in_use else self.state.idle
-        for residency in held:
-            for device in self.state.residencies[residency].devices:
-                if device in ledger.readings and (self.model.allowed is None or device in known):
-                    found[device] = None
-            if len(found) >= MOST_DEVICES:
-                return sorted(found, key=ledger.devices.place), len(found)
-        return sorted(found, key=ledger.devices.place), None
+            among = [d for d in self.among if d in ledger.readings and (allowed is None or d in allowed)]
+            yield sorted(among, key=ledger.devices.place), None
+        elif len(ledger.readings) <= MOST_DEVICES or self.crowded or allowed is not None:
+            yield [*(ledger.readings if allowed is None else allowed)], None
+        else:
+            idle_longest = [*islice(self._occupied(), MOST_DEVICES)]
+            yield sorted(idle_longest, key=ledger.devices.place), len(idle_longest)
+            if len(idle_longest) == MOST_DEVICES:
+                yield sorted(self._occupied(), key=ledger.devices.place), None
+
+    def _occupied(self) -> Iterator[DeviceId]:
+        """Yield the devices of models that may be evicted, if the model could use these devices at all."""
+        state, seen = self.state, set[DeviceId]()
+        for residency in state.residencies if self.in_use else state.idle:
+            for device in state.residencies[residency].devices:
+                reading = state.ledger.readings.get(device)
+                if reading is not None and device not in seen:
+                    seen.add(device)
+                    kind = self.room.kind(self.model, device)
+                    fits = self.model.needs.fits(kind, reading.capacity_bytes)
+                    if fits or self.model.needs.wanted_bytes(kind) is None:
+                        yield device
 
     def _on_one(self, by_device: Mapping[DeviceId, Sequence[Candidate]]) -> Victims | None:
         ledger, room = self.state.ledger, self.room
