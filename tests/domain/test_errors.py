@@ -5,8 +5,8 @@ from cotenant.domain.errors import CotenantError
 _CODES = """
 error usage bad_quantity bad_device_spec unknown_device bad_recipe bad_split bad_setting bad_hub_name
 bad_trace insecure_bind port_taken model_file model_file_missing not_a_model_file corrupt_model_file
-split_part_missing unsupported_model_file does_not_fit store daemon_silent unit_fault mps mps_missing
-mps_failed hub hub_silent not_on_hub no_room_on_disk pull_failed service compose_file
+split_part_missing unsupported_model_file does_not_fit cannot_move store daemon_silent unit_fault mps
+mps_missing mps_failed hub hub_silent not_on_hub no_room_on_disk pull_failed service compose_file
 container_engine_missing generated_file_edited generated_file_failed engine engine_missing
 engine_lacks_device engine_load_failed engine_load_timeout engine_died engine_hung engine_install_failed
 request bad_request request_too_large headers_too_large unsupported_media_type unauthorized too_many_attempts

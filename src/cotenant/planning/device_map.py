@@ -17,22 +17,25 @@ class DeviceMap:
         self._known_kinds: dict[Device, Kind] = {}
         self._nodes: dict[str | None, tuple[DeviceId, ...]] = {}
         self._node_of: dict[DeviceId, str | None] = {}
+        self._known: dict[DeviceId, Device] = {}
 
     def arrange(self, devices: Iterable[Device]) -> None:
         """Take these devices in place of those before."""
         nodes: dict[str | None, list[DeviceId]] = {}
-        self._kinds, self._node_of = {}, {}
-        self._singles.clear()
+        self._node_of = {}
         for device in devices:
             self.update(device)
             self._node_of[device.id] = device.node
             nodes.setdefault(device.node, []).append(device.id)
-        self.order = [*self._kinds]
+        self.order = [*self._node_of]
         self._places = {device: place for place, device in enumerate(self.order)}
         self._nodes = {name: tuple(members) for name, members in nodes.items()}
 
     def update(self, device: Device) -> None:
         """Take in what has changed of a device."""
+        if self._known.get(device.id) is device:
+            return
+        self._known[device.id] = device
         common = alike(device)
         self._kinds[device.id] = self._known_kinds.setdefault(common, Kind(common))
         self._singles[device.id] = Kind(device)

@@ -35,8 +35,13 @@ class Room:
         self.freed, self.leaving = reserved(state)
         self.freed.update(also_freed or {})
         self.leaving.update(also_leaving or {})
-        altered = {*busy, *self.freed, *self.leaving} & self._ledger.readings.keys()
-        self._altered = {self._ledger.devices.place(device): self._budget(device) for device in altered}
+        known, place = self._ledger.readings, self._ledger.devices.place
+        self._altered = {
+            place(device): self._budget(device)
+            for device in {*self.freed, *self.leaving}
+            if device in known and device not in busy
+        }
+        self._not_indexed = {*self._altered, *(place(device) for device in busy if device in known)}
         self._by_node: dict[Sequence[DeviceId], tuple[Budget, ...]] = {}
 
     def choose(
@@ -85,7 +90,7 @@ class Room:
         """Place a model on the best single device; None if it fits on none."""
         ledger, ranks = self._ledger, list[Rank]()
         if model.allowed is None:
-            best = ledger.rooms().best(model.needs, self._altered.keys())
+            best = ledger.rooms().best(model.needs, self._not_indexed)
             ranks = [] if best is None else [best]
         used = ledger.claimed_devices()
         others = self._altered.values() if model.allowed is None else map(self._budget, model.allowed)
