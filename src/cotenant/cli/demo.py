@@ -11,6 +11,7 @@ from typing import Any
 
 from cotenant.cli.plan_input import model_path
 from cotenant.cli.serve import add_serve_options, serve_model
+from cotenant.daemon.log_format import LogFormat, log_to_stderr
 from cotenant.domain.errors import HubError
 
 _PROMPT = "Say in one sentence what a GPU is for."
@@ -24,6 +25,7 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve, ask one question, print what to try next, and continue to serve."""
+    log_to_stderr(LogFormat.TEXT)
     path = model_path(args) or _from_hub()
     if path is not None:
         serve_model(args, path, _asker(args, random_weights=False))

@@ -61,18 +61,17 @@ def _plain(text: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0, 1 for a fault, 2 for wrong usage, 3 for a model that does not fit."""
     given = sys.argv[1:] if argv is None else argv
+    args = argparse.Namespace()
     try:
         # Other commands' modules are not imported: that is most of the time that a short command takes.
-        args = build_parser(given[:1]).parse_args(given)
+        build_parser(given[:1]).parse_args(given, args)
         if given[0] == "service":
             print("cotenant: warning: `cotenant service` is now `cotenant systemd`.", file=sys.stderr)
         status: int = args.run(args)
         sys.stdout.flush()
         return status
     except CotenantError as error:
-        print(f"cotenant: error: {_plain(error.message)}", file=sys.stderr)
-        if error.hint:
-            print(f"  hint: {_plain(error.hint)}", file=sys.stderr)
+        _report(args, f"error: {error.message}", error.hint)
         if isinstance(error, UsageError):
             return _USAGE
         return _DOES_NOT_FIT if isinstance(error, DoesNotFit) else _FAULT
@@ -85,9 +84,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("COTENANT_DEBUG"):
             raise
-        print(f"cotenant: internal error: {type(error).__name__}: {error}", file=sys.stderr)
-        print("  hint: this is a bug; COTENANT_DEBUG=1 shows where, please report it.", file=sys.stderr)
+        hint = "this is a bug; COTENANT_DEBUG=1 shows where, please report it."
+        _report(args, f"internal error: {type(error).__name__}: {error}", hint)
         return _FAULT
+
+
+def _report(args: argparse.Namespace, what: str, hint: str) -> None:
+    """Print an error with its hint, or log it if the log is one JSON object a line."""
+    if getattr(args, "log_format", "text") == "json":
+        import logging
+
+        logging.getLogger("cotenant").critical("%s", what, extra={"hint": hint})
+        return
+    print(f"cotenant: {_plain(what)}", file=sys.stderr)
+    if hint:
+        print(f"  hint: {_plain(hint)}", file=sys.stderr)
 
 
 def build_parser(commands: Collection[str] = _COMMANDS) -> argparse.ArgumentParser:

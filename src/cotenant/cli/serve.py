@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from cotenant.cli.render import (
 )
 from cotenant.clock import SystemClock
 from cotenant.config.configuration import DeviceSettings, ModelDefaults, ServerSettings
+from cotenant.daemon.log_format import LogFormat, log_to_stderr
 from cotenant.domain.devices import Inventory
 from cotenant.domain.engine_kinds import PlanMethod
 from cotenant.domain.errors import UnsupportedModelFile, UsageError
@@ -39,12 +40,22 @@ if TYPE_CHECKING:
     from cotenant.daemon.core.inputs import AfterReady
     from cotenant.interfaces import Engine, GpuProbe
 
+_LOG = logging.getLogger("cotenant.serve")
+
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
     add_serve_options(parser)
     parser.add_argument("--config", type=file_path, metavar="FILE", help="the configuration (cotenant.yaml)")
     flag(parser, "--models-dir", file_path, None, "FOLDER", "serve every GGUF in it")
+    flag(
+        parser,
+        "--log-format",
+        log_format,
+        LogFormat.TEXT,
+        "text|json",
+        "form of the log; json: one object a line, and nothing on standard output",
+    )
 
 
 def add_serve_options(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +82,7 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
+    log_to_stderr(args.log_format)
     path = model_path(args)
     if path is not None and (args.config or "models_dir" in getattr(args, "given", ())):
         what = "--config" if args.config else "--models-dir"
@@ -91,7 +103,6 @@ def serve_model(args: argparse.Namespace, path: Path, after_ready: AfterReady | 
         )
     from cotenant.hardware.gpus.inventory import probe
 
-    _log_to_stderr()
     given = read_plan_input(args, path, name=args.name or None)
     configuration = one_model(args, path)
     (entry,) = configuration.models
@@ -108,7 +119,6 @@ def _serve_configuration(args: argparse.Namespace) -> None:
     from cotenant.config.watch import Change
     from cotenant.hardware.gpus.inventory import probe
 
-    _log_to_stderr()
     path = find_configuration(args.config, os.environ)
     library = Library()
 
@@ -155,7 +165,8 @@ def _serve(
     options = DaemonOptions(args.llama_server, args.use_fit_params, args.load_timeout)
     examine = machine_checks(args.llama_server)
     inputs = DaemonInputs(configuration, options, gpus, inventory, examine=examine, **how)
-    run_daemon(inputs, _Terminal(inventory, budgets(inventory, rules), rules), after_ready)
+    tell = _log if getattr(args, "log_format", None) is LogFormat.JSON else _print
+    run_daemon(inputs, _Terminal(inventory, budgets(inventory, rules), rules, tell), after_ready)
 
 
 def _flags(args: argparse.Namespace) -> dict[str, object]:
@@ -192,56 +203,74 @@ def one_model(args: argparse.Namespace, path: Path) -> Configuration:
     return replace(configuration, models=(served,))
 
 
-def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+def log_format(text: str) -> LogFormat:
+    """Return the form of the log that a flag names. Raises UsageError."""
+    try:
+        return LogFormat(text)
+    except ValueError:
+        hint = "COTENANT_LOG_FORMAT sets it too." if os.environ.get("COTENANT_LOG_FORMAT") else "See --help."
+        raise UsageError(f"--log-format {text!r} is neither text nor json", hint=hint) from None
 
 
 class _Terminal:
-    """Prints the plan, the load and the address on standard output."""
+    """Tells the plan, the load and the address: on standard output, or in the log."""
 
-    def __init__(self, inventory: Inventory, device_budgets: Sequence[Budget], rules: BudgetRules) -> None:
+    def __init__(
+        self,
+        inventory: Inventory,
+        device_budgets: Sequence[Budget],
+        rules: BudgetRules,
+        tell: Callable[..., None],
+    ) -> None:
         self._inventory = inventory
         self._budgets = device_budgets
         self._rules = rules
+        self._tell = tell
 
     def planned(self, entry: ModelEntry, result: Placement | Refusal) -> None:
-        _print(*analysis_lines(entry.path, entry.shape), "")
-        _print(recipe_line(entry.recipe, entry.projector_path, entry.projector))
-        _print(*device_lines(self._inventory, self._budgets, self._rules.order), "")
-        _print(*result_lines(result))
+        self._tell(*analysis_lines(entry.path, entry.shape), "")
+        self._tell(recipe_line(entry.recipe, entry.projector_path, entry.projector))
+        self._tell(*device_lines(self._inventory, self._budgets, self._rules.order), "")
+        self._tell(*result_lines(result))
         if isinstance(result, Placement):
             self._print_described()
 
     def loaded(self, engine: Engine, load_s: float, rows: tuple[Comparison, ...]) -> None:
         build = engine.build
-        _print("", f"Loaded in {format_duration(load_s)} by {build.form} {build.version}, pid {engine.pid}.")
+        done = f"Loaded in {format_duration(load_s)} by {build.form} {build.version}, pid {engine.pid}."
+        self._tell("", done)
         if rows:
-            _print(*comparison_lines(rows, "Planned / reported by the engine"))
+            self._tell(*comparison_lines(rows, "Planned / reported by the engine"))
         else:
-            _print("The engine did not report its memory; its log says why.")
-        _print(f"Engine log: {engine.log_path}")
+            self._tell("The engine did not report its memory; its log says why.")
+        self._tell(f"Engine log: {engine.log_path}")
 
     def serving(self, address: str, configuration: Configuration) -> None:
         for problem in configuration.problems:
-            _print(f"Warning: {problem}")
+            self._tell(f"Warning: {problem}")
         if len(configuration.models) == 1 and configuration.path is None and configuration.models_dir is None:
-            _print(f"Serving {configuration.models[0].name} at {address}/v1")
+            self._tell(f"Serving {configuration.models[0].name} at {address}/v1")
             return
-        _print(*device_lines(self._inventory, self._budgets, self._rules.order))
+        self._tell(*device_lines(self._inventory, self._budgets, self._rules.order))
         self._print_described()
         for entry in configuration.models:
             size = format_bytes(entry.shape.tensor_bytes)
             aliases = f", also {', '.join(entry.aliases)}" if entry.aliases else ""
             rules = ", pinned" if entry.pinned else ", preloaded" if entry.preload else ""
-            _print(f"  {entry.name}: {entry.shape.quantisation or '?'}, {size}{aliases}{rules}")
+            self._tell(f"  {entry.name}: {entry.shape.quantisation or '?'}, {size}{aliases}{rules}")
         count = len(configuration.models)
-        _print(f"Serving {count} model{'' if count == 1 else 's'} at {address}/v1")
+        self._tell(f"Serving {count} model{'' if count == 1 else 's'} at {address}/v1")
 
     def _print_described(self) -> None:
         if any(device.described for device in self._inventory.devices):
-            _print("The GPUs are described, not of this machine: engines run in host RAM, on the CPU.")
+            self._tell("The GPUs are described, not of this machine: engines run in host RAM, on the CPU.")
 
 
 def _print(*lines: str) -> None:
     if lines:
         print(*lines, sep="\n", flush=True)
+
+
+def _log(*lines: str) -> None:
+    if text := "\n".join(lines).strip():
+        _LOG.info("%s", text)

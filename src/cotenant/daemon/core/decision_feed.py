@@ -32,6 +32,7 @@ class DecisionFeed:
             decision.model or "-",
             decision.cause,
             decision.text,
+            extra={"decision": decision},
         )
         self._recent.append(decision)
         if decision.model is not None:
