@@ -41,6 +41,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str | None]]] = {
     "service": ("systemd.command", None),
     "services": ("services.command", "pin containers to GPUs, apply that, and roll it back"),
     "db": ("db", "upgrade, back up and restore the database"),
+    "completion": ("completion", "print what makes a shell complete commands and flags"),
 }
 """The module of each command, and its help; a former name has none and warns."""
 _FAULT, _USAGE, _DOES_NOT_FIT, _INTERRUPTED = 1, 2, 3, 130
