@@ -75,6 +75,14 @@ def test_a_save_alone_changes_the_keys_of_the_file_and_of_the_configuration(tmp_
         (tmp_path / "keys").write_text("five\n")
         wait_until(lambda: status(address, "five") == 200)
         assert status(address, "four") == 401
+        text = config.read_text()
+        own = "keys: [{name: app, key: own, scope: %s}], api_key_file"
+        config.write_text(text.replace("api_key_file", own % "infer"))
+        wait_until(lambda: status(address, "own") == 200)
+        assert status(address, "own", "/api/models") == 403
+        config.write_text(text.replace("api_key_file", own % "operate"))
+        wait_until(lambda: status(address, "own", "/api/models") == 200)
+        running.wait_for("0 revoked, 0 added, 1 with other rights")
         # Without any key the file is no file of keys: those in force stay.
         (tmp_path / "keys").write_text("")
         running.wait_for("holds no key")

@@ -25,6 +25,7 @@ _AT_ONCE = {
     "devices.drain",
     "server.api_keys",
     "server.api_key_file",
+    "server.keys",
     "server.insecure",
 }
 """Settings that a running daemon follows; the others take effect at the next start."""

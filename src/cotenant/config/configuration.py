@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cotenant.domain.advisors import AdvisorMode
 from cotenant.domain.devices import MpsGroup, MpsMode
 from cotenant.domain.engines import NO_OPTIONS, Endpoint, EngineOptions
+from cotenant.domain.keys import ApiKey
 from cotenant.domain.launching import ON_HOST, LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Projector, Recipe
 from cotenant.domain.profiles import Profile
@@ -34,7 +35,7 @@ class FileSignature(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """Where to listen and who has access. The keys of `api_key_file` are read later.
+    """Where to listen and who has access. The keys of `api_key_file` are read later; `keys` have own rights.
 
     `allowed_hosts` are names in public DNS under which browsers may reach it. If `request_log` is set, the
     daemon writes a line for each request to that file.
@@ -49,12 +50,13 @@ class ServerSettings:
     )
     api_keys: tuple[str, ...] = setting(
         (),
-        "keys, any of which a client must send",
+        "keys with all rights, any of which a client must send",
         flag="api_key",
         reads="api_key",
         shown="none",
     )
     api_key_file: Path | None = setting(None, "file with one key a line", group="server", metavar="FILE")
+    keys: tuple[ApiKey, ...] = ()
     insecure: bool = setting(False, "listen on a public address without a key", group="server")
     allowed_hosts: tuple[str, ...] = setting(
         (), "names in public DNS under which browsers may reach it", flag=None, shown="none"

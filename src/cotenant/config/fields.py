@@ -15,7 +15,9 @@ from cotenant.config.configuration import (
     ModelEntry,
     ServerSettings,
 )
+from cotenant.config.keys import instant
 from cotenant.config.scalars import Scalar
+from cotenant.domain.keys import ApiKey
 from cotenant.domain.models import Recipe
 from cotenant.domain.settings import Setting, settings_of
 from cotenant.domain.units import MIB
@@ -36,6 +38,7 @@ def recipe_settings() -> Iterator[Setting]:
 
 SECTIONS: Final[Mapping[str, tuple[Setting, ...]]] = {
     "server": tuple(settings_of(ServerSettings)),
+    "server.keys": tuple(settings_of(ApiKey)),
     "devices": (*settings_of(BudgetRules), *settings_of(DeviceSettings)),
     "defaults": (
         *recipe_settings(),
@@ -55,6 +58,7 @@ _READERS: Final[Mapping[str, Scalar]] = {
     "device": scalars.Scalar(scalars.text.read, {"type": ["string", "integer"]}),
     "devices": scalars.words(everything="all"),
     "duration": scalars.duration(),
+    "instant": instant,
     "keep_alive": scalars.keep_alive,
     "layers": scalars.layers,
     "mib": scalars.whole(0, MAX_MIB),

@@ -38,6 +38,7 @@ from cotenant.domain.advisors import AdvisorMode
 from cotenant.domain.engine_kinds import DEFAULT_KIND, OLLAMA_ADDRESS, ModelFormat
 from cotenant.domain.errors import BadRecipe, ModelFileError
 from cotenant.domain.hub import hub_name
+from cotenant.domain.keys import ApiKey
 from cotenant.domain.models import ModelKind, Recipe, check_recipe, with_micro_batch
 from cotenant.domain.profiles import keep_alive_s, max_loaded, recipe_values
 from cotenant.domain.units import MIB
@@ -126,7 +127,8 @@ class _Resolution:
                 "Give a file in a folder that exists.",
             )
         values = values_of(server, ServerSettings)
-        return ServerSettings(**{**values, "api_key_file": key_file, "request_log": request_log})
+        keys = tuple(ApiKey(key.name, key.digest, **values_of(key, ApiKey)) for key in server.keys)
+        return ServerSettings(**{**values, "api_key_file": key_file, "request_log": request_log}, keys=keys)
 
     def _devices(self) -> DeviceSettings:
         devices = self._settings.devices

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
-from cotenant.config import scalars
+from cotenant.config import keys, scalars
 from cotenant.config.configuration import ModelEntry
 from cotenant.config.fields import MAX_MIB, SECTIONS, is_list, recipe_settings, scalar_of, values_of
 from cotenant.config.issues import ConfigIssue, KeyPath, refusal, wrong
@@ -73,8 +73,19 @@ def section_of(settings: Iterable[Setting]) -> Any:
     return create_model("Section", __base__=Section, **declared)
 
 
+class Key(section_of(SECTIONS["server.keys"])):  # type: ignore[misc]
+    """A key with rights of its own."""
+
+    name: Annotated[str, keys.key_name] = Field(description="its name in logs, metrics and the console")
+    digest: Annotated[bytes, keys.key_or_hash] = Field(
+        alias="key", description="the key, or `sha256:` and the 64 hex digits of its SHA-256"
+    )
+
+
 class Server(section_of(SECTIONS["server"])):  # type: ignore[misc]
     """Where to listen and who has access."""
+
+    keys: list[Key] = Field(default_factory=list, description="keys with rights of their own")
 
 
 class DevicesSection(section_of(SECTIONS["devices"])):  # type: ignore[misc]

@@ -263,6 +263,10 @@ class Unauthorized(RequestError):
     """No key, or a wrong one."""
 
 
+class Forbidden(RequestError):
+    """The key may not do this."""
+
+
 class TooManyAttempts(RequestError):
     """Too many wrong keys in a short time."""
 

@@ -12,8 +12,9 @@ from cotenant.asgi import App, Receive, Scope, Send, send_body, send_json
 from cotenant.clock import Clock, SystemClock
 from cotenant.domain import errors
 from cotenant.domain.alerts import AlertKind
-from cotenant.domain.errors import CotenantError, ShuttingDown, UnknownRoute
-from cotenant.gateway.access.access_control import SESSION, AccessControl
+from cotenant.domain.errors import CotenantError, Forbidden, ShuttingDown, UnknownRoute
+from cotenant.domain.keys import ApiKey, KeyScope
+from cotenant.gateway.access.access_control import SESSION, AccessControl, described
 from cotenant.gateway.http.limits import Limits, Timing
 from cotenant.gateway.http.model_list import find_model, openai_model
 from cotenant.gateway.http.problems import send_problem
@@ -100,7 +101,7 @@ class Gateway:
         adviser: WorkloadAdviser | None = None,
         examine: Callable[[], Mapping[str, Any]] | None = None,
         request_log: RequestLog | None = None,
-        api_keys: Sequence[str] = (),
+        api_keys: Sequence[ApiKey] = (),
         hosts: Sequence[str] = (),
         media_hosts: Sequence[str] = (),
         limits: Limits | None = None,
@@ -160,9 +161,9 @@ class Gateway:
             if target is None:
                 await self._handle(scope, receive, send)
             else:
-                self._access.check(scope, is_open=False)
+                key = self._access.check(scope, is_open=False)
                 if scope["method"] == "POST":
-                    exchange = Exchange(self._proxy, target, headers, receive, send)
+                    exchange = Exchange(self._proxy.of(key), target, headers, receive, send)
                     await exchange.run()
                 else:
                     await refuse_method(scope["method"], path, ("POST",), send)
@@ -177,7 +178,7 @@ class Gateway:
             if not _has_begun(exchange, send):
                 await send_problem(send, error)
 
-    def set_api_keys(self, keys: Sequence[str]) -> None:
+    def set_api_keys(self, keys: Sequence[ApiKey]) -> None:
         """Accept these keys from now on; what others began in a browser ends."""
         self._access.set_keys(keys)
 
@@ -206,13 +207,14 @@ class Gateway:
         async for decision in self._operator.decisions():
             self._proxy.counters.count(decision)
 
-    async def _ended(self, scope: Scope) -> CotenantError:
-        """Return why, when the daemon closes, or the request's key or session is no longer valid."""
+    async def _ended(self, scope: Scope, key: ApiKey | None) -> CotenantError:
+        """Return why, when the daemon closes, or the request's key or session is no longer what it was."""
         while not self._closing.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), _RECHECK_S)
             try:
-                self._access.check(scope, is_open=False)
+                if self._access.check(scope, is_open=False) != key:
+                    return Forbidden("the rights of the API key have changed", hint="Ask again.")
             except CotenantError as error:
                 return error
         return ShuttingDown("the daemon is shutting down")
@@ -225,12 +227,13 @@ class Gateway:
             handlers = self._ollama.routes[BLOBS if path.startswith(BLOBS) else path]
         is_page = handlers is None and not path.startswith((_API, _OPENAI))
         is_page = is_page and (self._console.serves(scope) or _is_browser(scope))
+        key: ApiKey | None = None
         if path != _HEALTH:
-            self._access.check(scope, is_open=is_page or path == SESSION)
+            key = self._access.check(scope, is_open=is_page or path == SESSION)
         if handlers is not None:
-            request = ApiRequest(
-                scope, receive, send, partial(self._ended, scope), name, self._access.caller(scope)
-            )
+            address = (scope.get("client") or ("",))[0]
+            ended = partial(self._ended, scope, key)
+            request = ApiRequest(scope, receive, send, ended, name, described(address, key), key)
             await dispatch(request, handlers)
         elif is_page:
             await self._console(scope, receive, send)
@@ -248,6 +251,7 @@ class Gateway:
         "Return whether the daemon can serve; needs no key",
         Reply(HealthResponse, "ok or degraded"),
         other_replies=(Reply(HealthResponse, "unhealthy", status=503),),
+        scope=KeyScope.INFER,
     )
     async def _health(self, request: ApiRequest) -> object:
         """Return states but no names: this response needs no key."""
@@ -279,9 +283,11 @@ class Gateway:
         "GET /v1/models",
         "List the models served, in OpenAI's form",
         Reply(OpenAiModelsResponse, "models"),
+        scope=KeyScope.INFER,
     )
     async def _openai_models(self, request: ApiRequest) -> object:
-        return {"object": "list", "data": [openai_model(model) for model in self._router.models()]}
+        models = self._proxy.of(request.key).router.models()
+        return {"object": "list", "data": [openai_model(model) for model in models]}
 
     @Route(
         "GET /v1/models/{name}",
@@ -289,11 +295,12 @@ class Gateway:
         Reply(OpenAiModelResponse, "the model"),
         (errors.UnknownModel,),
         (NAME,),
+        scope=KeyScope.INFER,
     )
     async def _openai_model(self, request: ApiRequest) -> object:
-        return openai_model(find_model(request.name, self._router))
+        return openai_model(find_model(request.name, self._proxy.of(request.key).router))
 
-    @Route("GET /openapi.json", "This document", Reply(dict[str, Any], "OpenAPI 3.1"))
+    @Route("GET /openapi.json", "This document", Reply(dict[str, Any], "OpenAPI 3.1"), scope=KeyScope.INFER)
     async def _openapi(self, request: ApiRequest) -> object:
         if self._document is None:
             # Imported here, since the import is slow and most daemons never need it.

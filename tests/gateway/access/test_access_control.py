@@ -14,7 +14,7 @@ from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import NotOnHub
 from cotenant.domain.hub import PullStep
 from tests.gateway.harness import SlotRouter, connected, fetch, post, serving
-from tests.support.daemon.plain_gateway import plain_gateway
+from tests.support.daemon.plain_gateway import flat_keys, plain_gateway
 from tests.support.daemon.plain_operator import PlainOperator
 
 NOWHERE = Endpoint("127.0.0.1", 1)
@@ -85,7 +85,7 @@ async def test_a_browser_signs_in_orders_with_its_token_and_signs_out():
         own = {"Cookie": cookie, "Origin": "http://localhost"}
         assert (await fetch(port, "GET", "/api/models", Cookie=cookie)).status == 200
         told = (await fetch(port, "GET", "/api/session", Cookie=cookie)).json()
-        assert told == {"needed": True, "signed_in": True, "csrf": csrf}
+        assert told == {"needed": True, "signed_in": True, "csrf": csrf, "scope": "admin"}
         without = await fetch(port, "POST", UNLOAD, b"", **own)
         other = await fetch(port, "POST", UNLOAD, b"", **own, X_Cotenant_CSRF="x" + csrf)
         assert (without.status, without.error["code"], other.status) == (403, "foreign_page", 403)
@@ -131,7 +131,7 @@ async def test_what_is_no_key_is_told_so(body):
 async def test_without_keys_there_is_nothing_to_sign_in_to():
     async with daemon() as port:
         told = (await fetch(port, "GET", "/api/session")).json()
-        assert told == {"needed": False, "signed_in": False, "csrf": None}
+        assert told == {"needed": False, "signed_in": False, "csrf": None, "scope": None}
         reply = await sign_in(port)
     assert (reply.status, reply.json(), "set-cookie" in reply.headers) == (200, told, False)
 
@@ -260,7 +260,7 @@ async def test_endless_answers_end_with_the_key_or_session_that_they_were_given_
         ]
         kept = await follow("GET", "/api/events", Authorization="Bearer other")
         with_session = await follow("GET", "/api/events", Cookie=signed_out)
-        gateway.set_api_keys(("other", "new"))
+        gateway.set_api_keys(flat_keys("other", "new"))
         for client in ending:
             # An end as every other, not a broken connection.
             await client.reply_body()
@@ -282,7 +282,7 @@ async def test_a_plain_pull_ends_with_its_key_and_with_the_daemon(revoked):
         )
         await asyncio.wait_for(puller.begun.wait(), 60)
         if revoked:
-            gateway.set_api_keys(("new",))
+            gateway.set_api_keys(flat_keys("new"))
         else:
             stop.set()
         assert (await asyncio.wait_for(pull, 60)).status == (401 if revoked else 503)

@@ -7,6 +7,7 @@ from cotenant.asgi import Receive, Scope, Send
 from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.errors import CannotMove, NotOffered, UnknownRoute
 from cotenant.domain.hub import PullStep
+from cotenant.domain.keys import ApiKey, flat_key
 from cotenant.domain.moves import MoveMethod, MovePlan
 from cotenant.gateway.app import Gateway
 from cotenant.gateway.http.problems import send_problem
@@ -78,8 +79,13 @@ class NoPages:
         pass
 
 
+def flat_keys(*keys: str | ApiKey) -> tuple[ApiKey, ...]:
+    """Return keys with all rights."""
+    return tuple(flat_key(key) if isinstance(key, str) else key for key in keys)
+
+
 def plain_gateway(router: Router, operator: Operator | None = None, **options: Any) -> Gateway:
-    """Make a gateway; `options` are those of Gateway."""
+    """Make a gateway; `options` are those of Gateway; keys that are texts have all rights."""
     plain: dict[str, Any] = {
         "alerts": NoAlerts(),
         "mover": NoMover(),
@@ -87,4 +93,5 @@ def plain_gateway(router: Router, operator: Operator | None = None, **options: A
         "planner": NoPlanner(),
         "console": lambda api: NoPages(),
     }
+    options["api_keys"] = flat_keys(*options.get("api_keys", ()))
     return Gateway(router, operator or PlainOperator(), **{**plain, **options})

@@ -14,6 +14,7 @@ from cotenant.daemon.core.fleet import as_learned, only_allowed, spec_of
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.settings import ApiKeys
 from cotenant.domain.errors import BadSetting, UsageError
+from cotenant.domain.keys import ApiKey
 from cotenant.domain.placements import Refusal
 from cotenant.domain.records import ModelOnEngine, PastRuns
 from cotenant.planning.advice import plan
@@ -140,14 +141,14 @@ class ActiveConfiguration:
         """Whether there is a file to read again: `serve MODEL` has only that of its keys."""
         return self.reread is not None or self.configuration.server.api_key_file is not None
 
-    def _read(self, change: Change) -> tuple[Configuration, tuple[str, ...]]:
+    def _read(self, change: Change) -> tuple[Configuration, tuple[ApiKey, ...]]:
         fresh = self.configuration if self.reread is None else self.reread(change)
         if fresh.is_empty and not self.configuration.is_empty:
             hint = "Restore it; `models: []` is a file that serves none."
             raise BadSetting(f"{fresh.path} has become empty", hint=hint)
         return fresh, self.keys.read(fresh.server)
 
-    def _replace_keys(self, keys: tuple[str, ...]) -> tuple[str, ...]:
+    def _replace_keys(self, keys: tuple[ApiKey, ...]) -> tuple[str, ...]:
         said = self.keys.replace(keys)
         if said:
             self.notify()

@@ -2,11 +2,13 @@
 
 import ipaddress
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cotenant.config.configuration import Configuration, ServerSettings
 from cotenant.domain.errors import BadSetting, InsecureBind
+from cotenant.domain.keys import ApiKey, check_keys, flat_key
 from cotenant.scheduling.model_spec import SchedulerSettings
 
 
@@ -39,7 +41,7 @@ class DaemonOptions:
     log_dir: Path = field(default_factory=lambda: state_dir() / "logs")
 
 
-def check_address(host: str, port: int, api_keys: tuple[str, ...], *, insecure: bool) -> None:
+def check_address(host: str, port: int, api_keys: Sequence[object], *, insecure: bool) -> None:
     """Raise InsecureBind for a public address without a key, BadSetting for a port out of range."""
     if not 0 <= port <= 65535:
         raise BadSetting(f"port {port} is not a port", hint="Use 1 to 65535, or 0 for any free one.")
@@ -90,17 +92,24 @@ class ApiKeys:
         self._started = started
         self.current = self.read(started)
 
-    def read(self, server: ServerSettings) -> tuple[str, ...]:
+    def read(self, server: ServerSettings) -> tuple[ApiKey, ...]:
         """Return the keys of these settings. Raises BadSetting; InsecureBind for none where one is needed."""
-        keys = read_api_keys(list(server.api_keys), server.api_key_file)
+        flat = read_api_keys(list(server.api_keys), server.api_key_file)
+        keys = (*map(flat_key, dict.fromkeys(flat)), *server.keys)
+        check_keys(keys)
         check_address(self._started.host, self._started.port, keys, insecure=server.insecure)
         return keys
 
-    def replace(self, keys: tuple[str, ...]) -> tuple[str, ...]:
+    def replace(self, keys: tuple[ApiKey, ...]) -> tuple[str, ...]:
         """Have these keys from now on; say what that changes."""
-        before, self.current = self.current, keys
-        revoked, added = len({*before} - {*keys}), len({*keys} - {*before})
-        return (f"API keys changed: {revoked} revoked, {added} added",) if revoked or added else ()
+        before, after = ({key.digest: key for key in each} for each in (self.current, keys))
+        self.current = keys
+        revoked, added = before.keys() - after.keys(), after.keys() - before.keys()
+        altered = [each for each in before.keys() & after.keys() if before[each] != after[each]]
+        if not (revoked or added or altered):
+            return ()
+        text = f"API keys changed: {len(revoked)} revoked, {len(added)} added"
+        return (text + (f", {len(altered)} with other rights" if altered else ""),)
 
 
 def scheduler_settings(configuration: Configuration) -> SchedulerSettings:

@@ -1,9 +1,9 @@
 """Access control: API keys, browser sessions, and checks of the headers Host and Origin."""
 
 import hashlib
-import hmac
 import logging
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Final
 
 from pydantic import BaseModel, Field
@@ -12,6 +12,7 @@ from cotenant.asgi import Header, Scope, send_json
 from cotenant.clock import Clock
 from cotenant.domain import errors
 from cotenant.domain.errors import ForeignPage, TooManyAttempts, Unauthorized
+from cotenant.domain.keys import ApiKey, KeyScope
 from cotenant.gateway.access.allowed_hosts import AllowedHosts
 from cotenant.gateway.access.sessions import LIFETIME_S, BrowserSession, Sessions, WrongKeys, same
 from cotenant.gateway.http.bodies import RequestModel, read_body
@@ -38,35 +39,49 @@ class SessionResponse(BaseModel):
     """Whether a key is needed, and whether this browser is signed in.
 
     Requests that change something must send `csrf` in the header `X-Cotenant-CSRF`; null without a session.
+    `scope` is what the session's key may do.
     """
 
     needed: bool
     signed_in: bool
     csrf: str | None
+    scope: KeyScope | None = None
 
 
 class AccessControl:
-    """Checks every request before it is handled; without `keys`, everyone has access."""
+    """Checks every request before it is handled; without `keys`, everyone has access.
 
-    def __init__(self, keys: Iterable[str], hosts: Iterable[str], clock: Clock) -> None:
+    `unix_now` is the time that keys expire by.
+    """
+
+    def __init__(
+        self,
+        keys: Iterable[ApiKey],
+        hosts: Iterable[str],
+        clock: Clock,
+        unix_now: Callable[[], float] = time.time,
+    ) -> None:
         self._hosts = AllowedHosts(hosts)
         self._sessions = Sessions(clock.now)
         self._wrong = WrongKeys(clock.now)
-        self._used: set[tuple[str, bytes]] = set()
+        self._used: dict[tuple[str, bytes], ApiKey] = {}
         self._now = clock.now
+        self._unix_now = unix_now
         self._to_log = 0
         self._log_at = 0.0
         self.set_keys(tuple(keys))
 
-    def set_keys(self, keys: Sequence[str]) -> None:
+    def set_keys(self, keys: Sequence[ApiKey]) -> None:
         """Accept these keys from now on, and end the sessions of all others."""
-        self._keys = tuple(key.encode() for key in keys)
-        self._sessions.end_unless_of(keys)
+        # Looked up by their digests, so that the duration does not reveal which key is similar.
+        self._keys = {key.digest: key for key in keys}
+        self._sessions.end_unless_of(self._keys)
         self._used.clear()
 
-    def check(self, scope: Scope, *, is_open: bool) -> None:
-        """Check a request; `is_open` means that its path needs no key.
+    def check(self, scope: Scope, *, is_open: bool) -> ApiKey | None:
+        """Check a request, and return its key; `is_open` means that its path needs no key.
 
+        None without keys, or on an open path: the request has all rights to what is there.
         Requests with a valid key skip the host and origin checks: a web page cannot know the key.
         Raises Unauthorized, TooManyAttempts, UntrustedHost or ForeignPage.
         """
@@ -74,8 +89,7 @@ class AccessControl:
         named = dict(headers)
         needs_key = bool(self._keys) and not is_open
         if needs_key and (b"authorization" in named or b"x-api-key" in named):
-            self._check_key(scope)
-            return
+            return self._check_key(scope)
         host, origin = named.get(b"host"), named.get(b"origin")
         if host is not None:
             self._hosts.check_host(host)
@@ -85,25 +99,15 @@ class AccessControl:
         if needs_key:
             session = self._sessions.find(_cookie(headers, host))
             if session is None:
-                self._check_key(scope)
-            elif changes_state and not same(
-                session.csrf, named.get(b"x-cotenant-csrf", b"").decode("latin-1")
-            ):
+                return self._check_key(scope)
+            if changes_state and not same(session.csrf, named.get(b"x-cotenant-csrf", b"").decode("latin-1")):
                 raise ForeignPage(
                     "the request lacks this session's token", hint="Reload the page and try again."
                 )
+            return self._unexpired(self._keys[session.key_digest])
+        return None
 
-    def caller(self, scope: Scope) -> str:
-        """Return what is logged of who sent a request: the address, and the start of its key's SHA-256."""
-        headers = scope["headers"]
-        offered = _offered_key(headers) if self._keys else b""
-        digest = hashlib.sha256(offered).digest() if offered else b""
-        if offered is None:
-            session = self._sessions.find(_cookie(headers, dict(headers).get(b"host")))
-            digest = session.key_digest if session is not None else b""
-        return _described(_address(scope), digest)
-
-    def _check_key(self, scope: Scope) -> None:
+    def _check_key(self, scope: Scope) -> ApiKey:
         """Check the key in `Authorization: Bearer` or `x-api-key`. Raises Unauthorized or TooManyAttempts.
 
         Who used a right key before goes on with it, whatever others behind the same address try.
@@ -115,19 +119,28 @@ class AccessControl:
                 hint="Send it as `Authorization: Bearer KEY`, or set api_key in the openai client.",
             )
         known = _address(scope), offered
-        if known not in self._used:
-            self._check_guess(*known, _MOST_WRONG_KEYS)
+        key = self._used.get(known)
+        if key is None:
+            key = self._check_guess(*known, _MOST_WRONG_KEYS)
             if len(self._used) < _MOST_USED:
-                self._used.add(known)
+                self._used[known] = key
+        return self._unexpired(key)
 
-    def _check_guess(self, client: str, key: bytes, most: int) -> None:
-        """Check a key. Raises Unauthorized, or TooManyAttempts after `most` wrong ones within a minute.
+    def _unexpired(self, key: ApiKey) -> ApiKey:
+        """Raise Unauthorized for a key that has expired."""
+        if key.expires_at is not None and self._unix_now() >= key.expires_at:
+            raise Unauthorized(f"the API key {key.name!r} has expired", hint="Ask the operator for another.")
+        return key
+
+    def _check_guess(self, client: str, offered: bytes, most: int) -> ApiKey:
+        """Return a key. Raises Unauthorized, or TooManyAttempts after `most` wrong ones within a minute.
 
         Either is logged: one line for all of ten seconds.
         """
         wait_s = self._wrong.wait_s(client, most)
-        if wait_s is None and self._is_key(key):
-            return
+        key = self._keys.get(hashlib.sha256(offered).digest())
+        if wait_s is None and key is not None:
+            return key
         self._to_log += 1
         if self._now() >= self._log_at:
             _log.warning("wrong API keys: count=%d last_from=%s", self._to_log, client)
@@ -135,18 +148,15 @@ class AccessControl:
         if wait_s is not None:
             hint = f"Wait {max(1, round(wait_s))} s."
             raise TooManyAttempts("too many wrong keys", hint=hint, retry_after_s=wait_s)
-        self._wrong.add(client, key)
+        self._wrong.add(client, offered)
         hint = "Use one of the daemon's keys; one that was taken out is void."
         raise Unauthorized("the API key is wrong", hint=hint)
-
-    def _is_key(self, offered: bytes) -> bool:
-        # Every key is compared, so that the duration does not reveal which one is similar.
-        return sum(hmac.compare_digest(key, offered) for key in self._keys) > 0
 
     @Route(
         f"GET {SESSION}",
         "Return whether a key is needed and this browser is signed in; needs no key",
         Reply(SessionResponse, "the session"),
+        scope=KeyScope.INFER,
     )
     async def _show(self, request: ApiRequest) -> None:
         session = self._sessions.find(_cookie(request.headers, request.header(b"host")))
@@ -159,6 +169,7 @@ class AccessControl:
         (*BODY_ERRORS, errors.TooManyAttempts),
         body=Body(SessionRequest, required=True),
         changes=False,
+        scope=KeyScope.INFER,
     )
     async def _begin(self, request: ApiRequest) -> None:
         """Check the key and set the cookie. Without API keys, any key is accepted and no cookie is set.
@@ -169,21 +180,31 @@ class AccessControl:
         if not self._keys:
             await self._show(request)
             return
-        key = body.key.strip()
-        self._check_guess(request.client, key.encode("utf-8", "replace"), _MOST_SIGN_INS)
-        token, session = self._sessions.begin(key)
-        _log.info("signed in: from=%s", _described(request.client, session.key_digest))
+        offered = body.key.strip().encode("utf-8", "replace")
+        key = self._unexpired(self._check_guess(request.client, offered, _MOST_SIGN_INS))
+        token, session = self._sessions.begin(key.digest)
+        _log.info("signed in: from=%s", described(request.client, key))
         await self._send(request, session, _set_cookie(request, token, int(LIFETIME_S)))
 
-    @Route("POST /api/session/end", "Sign a browser out", Reply(SessionResponse, "the session is ended"))
+    @Route(
+        "POST /api/session/end",
+        "Sign a browser out",
+        Reply(SessionResponse, "the session is ended"),
+        scope=KeyScope.INFER,
+    )
     async def _end(self, request: ApiRequest) -> None:
         """End the session and delete its cookie."""
         self._sessions.end(_cookie(request.headers, request.header(b"host")))
         await self._send(request, None, _set_cookie(request, "", 0))
 
     async def _send(self, request: ApiRequest, session: BrowserSession | None, *headers: Header) -> None:
-        csrf = session.csrf if session else None
-        response = SessionResponse(needed=bool(self._keys), signed_in=session is not None, csrf=csrf)
+        key = self._keys.get(session.key_digest) if session else None
+        response = SessionResponse(
+            needed=bool(self._keys),
+            signed_in=session is not None,
+            csrf=session.csrf if session else None,
+            scope=key.scope if key else None,
+        )
         await send_json(request.send, 200, response, ((b"cache-control", b"no-store"), *headers))
 
 
@@ -191,8 +212,9 @@ def _address(scope: Scope) -> str:
     return (scope.get("client") or ("",))[0]
 
 
-def _described(address: str, key_digest: bytes) -> str:
-    return f"{address} key={key_digest.hex()[:8]}" if key_digest else address
+def described(address: str, key: ApiKey | None) -> str:
+    """Return what is logged of who sent a request: the address, and the name of the key."""
+    return f"{address} key={key.name}" if key else address
 
 
 def _offered_key(headers: Sequence[Header]) -> bytes | None:

@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv6Address
 from typing import Final
@@ -38,10 +38,10 @@ class Sessions:
         self._now = now
         self._by_digest: dict[bytes, BrowserSession] = {}
 
-    def begin(self, key: str = "") -> tuple[str, BrowserSession]:
+    def begin(self, key_digest: bytes = b"") -> tuple[str, BrowserSession]:
         """Begin a session for who has this key; return the token for its cookie."""
         token = secrets.token_urlsafe(_BYTES)
-        session = BrowserSession(secrets.token_urlsafe(_BYTES), self._now() + LIFETIME_S, _digest(key))
+        session = BrowserSession(secrets.token_urlsafe(_BYTES), self._now() + LIFETIME_S, key_digest)
         self._by_digest[_digest(token)] = session
         while len(self._by_digest) > MAX_SESSIONS:
             del self._by_digest[next(iter(self._by_digest))]
@@ -55,10 +55,10 @@ class Sessions:
             return None
         return session
 
-    def end_unless_of(self, keys: Iterable[str]) -> None:
-        """End the sessions that began with a key that is none of these."""
-        kept = set(map(_digest, keys))
-        self._by_digest = {token: each for token, each in self._by_digest.items() if each.key_digest in kept}
+    def end_unless_of(self, digests: Collection[bytes]) -> None:
+        """End the sessions that began with a key that has none of these digests."""
+        kept = [(token, each) for token, each in self._by_digest.items() if each.key_digest in digests]
+        self._by_digest = dict(kept)
 
     def end(self, token: str) -> None:
         """End a session, if there is one."""

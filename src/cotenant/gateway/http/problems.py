@@ -96,6 +96,7 @@ HTTP_PROBLEMS: Final[dict[type[CotenantError], HttpProblem]] = {
     errors.HeadersTooLarge: HttpProblem(431, _INVALID),
     errors.UnsupportedMediaType: HttpProblem(415, _INVALID),
     errors.Unauthorized: HttpProblem(401, "authentication_error"),
+    errors.Forbidden: HttpProblem(403, "permission_error", hopeless=True),
     errors.TooManyAttempts: HttpProblem(429, "rate_limit_error", retry_after_s=60),
     errors.ForeignPage: HttpProblem(403, "permission_error", hopeless=True),
     errors.UntrustedHost: HttpProblem(403, "permission_error", hopeless=True),

@@ -5,7 +5,8 @@ from typing import Any, Final
 from urllib.parse import parse_qs
 
 from cotenant.asgi import Header, Receive, Scope, Send
-from cotenant.domain.errors import BadRequest, CotenantError, UnsupportedMediaType
+from cotenant.domain.errors import BadRequest, CotenantError, Forbidden, UnsupportedMediaType
+from cotenant.domain.keys import ApiKey, KeyScope
 from cotenant.domain.units import MIB
 from cotenant.gateway.http.codings import decoded
 from cotenant.gateway.http.limits import Limits, whole_body
@@ -16,8 +17,8 @@ _LIMITS: Final = Limits(body_bytes=MIB)
 class ApiRequest:
     """One request. `name` is the decoded name in its path, if the template has one.
 
-    `client` is the address of the client, `caller` what is logged of who it is. `ended` returns when a
-    response without an end must end, with the reason.
+    `client` is the address of the client, `caller` what is logged of who it is, `key` its key, None if it
+    needs none. `ended` returns when a response without an end must end, with the reason.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class ApiRequest:
         ended: Callable[[], Coroutine[Any, Any, CotenantError]],
         name: str = "",
         caller: str = "",
+        key: ApiKey | None = None,
     ) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
@@ -38,6 +40,7 @@ class ApiRequest:
         self.headers: Sequence[Header] = scope["headers"]
         self.client: str = (scope.get("client") or ("",))[0]
         self.caller = caller
+        self.key = key
         self._scheme = str(scope.get("scheme", "http")).encode()
         self._headers: Mapping[bytes, bytes] = dict(self.headers)
         self._query: Mapping[str, list[str]] = parse_qs(
@@ -53,6 +56,14 @@ class ApiRequest:
     def wants_text(self) -> bool:
         """Whether the client prefers plain text to JSON."""
         return self._headers.get(b"accept", b"").startswith(b"text/plain")
+
+    def require(self, needed: KeyScope) -> None:
+        """Raise Forbidden unless the request's key may do what needs this scope."""
+        if self.key is not None and not self.key.scope.includes(needed):
+            raise Forbidden(
+                f"the API key {self.key.name!r} has the scope {self.key.scope}, and this needs {needed}",
+                hint="Use another key, or have the operator give this one more rights.",
+            )
 
     def text(self, name: str) -> str | None:
         """Read `?name=TEXT`; None if it is not given."""

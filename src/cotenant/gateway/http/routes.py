@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from cotenant.asgi import Scope, Send, send_json
 from cotenant.domain import errors
 from cotenant.domain.errors import CotenantError, MethodNotAllowed
+from cotenant.domain.keys import KeyScope
 from cotenant.gateway.http.problems import send_problem
 from cotenant.gateway.http.request import ApiRequest
 
@@ -77,7 +78,7 @@ class Route:
 
     `at` is both, as `GET /path`. `reply` is the usual response and `other_replies` are alternatives. `errors`
     are those that only this route raises; `HTTP_PROBLEMS` has their statuses. What is no GET is an order,
-    which is logged with who gave it, unless `changes` is false.
+    which is logged with who gave it, unless `changes` is false. A key needs `scope`.
     """
 
     at: str
@@ -88,6 +89,7 @@ class Route:
     body: Body | None = None
     other_replies: tuple[Reply, ...] = ()
     changes: bool = True
+    scope: KeyScope = KeyScope.OPERATE
 
     @property
     def method(self) -> str:
@@ -146,6 +148,8 @@ async def dispatch(request: ApiRequest, handlers: Mapping[str, Handler]) -> None
         await refuse_method(request.method, request.path, handlers, request.send)
         return
     route: Route | None = getattr(handler, "route", None)
+    if route is not None:
+        request.require(route.scope)
     if route is not None and route.changes and route.method != "GET":
         log_order(request, f"{request.method} {request.path[:200]!r}")
     payload = await handler(request)
@@ -154,7 +158,7 @@ async def dispatch(request: ApiRequest, handlers: Mapping[str, Handler]) -> None
 
 
 def log_order(request: ApiRequest, order: str) -> None:
-    """Log an order and who gave it: the address, and the start of the key's SHA-256."""
+    """Log an order and who gave it: the address, and the name of the key."""
     _log.info("order: %s from=%s", order, request.caller)
 
 

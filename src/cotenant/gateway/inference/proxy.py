@@ -106,7 +106,7 @@ class Exchange:
             request = parse(body)
             name, body = own_name(request, body, proxy.router)
             self._counters = proxy.counters.of(name)
-            self._options = read_request_options(self._headers, request)
+            self._options = read_request_options(self._headers, request, proxy.key)
             check_bounds(request, body)
             has_media = check_media(request, body, proxy.media_hosts)
             proxy.kinds.check(name, self._target, has_media=has_media)

@@ -5,17 +5,19 @@
     X-Cotenant-Timeout        longest wait for a slot, then for the answer: `30s`; `0`: no wait for a slot
     X-Cotenant-Wait-Comments  `1`: send comments on an event stream while the request waits
 
-Every client may set them: the operator decides who gets a key. The header takes precedence over `keep_alive`
-in the body, which is not forwarded: strict servers refuse it.
+The header takes precedence over `keep_alive` in the body, which is not forwarded: strict servers refuse it. A
+key's own priority cannot be exceeded, and how long models stay is not for keys that may only infer: Ollama's
+clients send it with every request, so it is ignored.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from cotenant.asgi import Header
 from cotenant.domain.errors import BadQuantity, BadRequest
+from cotenant.domain.keys import ApiKey, KeyScope
 from cotenant.domain.units import parse_duration
 from cotenant.interfaces import DEFAULT_TERMS, LeaseTerms
 
@@ -42,8 +44,26 @@ class RequestOptions:
 _NONE: Final = RequestOptions()
 
 
-def read_request_options(headers: Sequence[Header], request: Mapping[str, Any]) -> RequestOptions:
-    """Read the options in the headers and the body of a request. Raises BadRequest."""
+def read_request_options(
+    headers: Sequence[Header], request: Mapping[str, Any], key: ApiKey | None = None
+) -> RequestOptions:
+    """Read the options in the headers and the body of a request, as far as its key allows them.
+
+    Raises BadRequest.
+    """
+    options = _read_options(headers, request)
+    if key is None or (key.priority is None and options.terms is DEFAULT_TERMS):
+        return options
+    terms = options.terms
+    if key.scope is KeyScope.INFER:
+        terms = replace(terms, keep_alive_s=None)
+    if key.priority is not None:
+        wanted = key.priority if terms.priority is None else terms.priority
+        terms = replace(terms, priority=min(wanted, key.priority))
+    return replace(options, terms=terms)
+
+
+def _read_options(headers: Sequence[Header], request: Mapping[str, Any]) -> RequestOptions:
     given = [header for header in headers if header[0] in TERM_HEADERS]
     keep_alive = request.get("keep_alive")
     if not given and keep_alive is None:

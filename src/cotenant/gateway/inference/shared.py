@@ -1,8 +1,13 @@
 """What all requests to models share."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
+
+from cotenant.domain.keys import ApiKey
 from cotenant.gateway.http.limits import Limits, Timing
+from cotenant.gateway.inference.allowed_models import AllowedModels
 from cotenant.gateway.inference.disconnects import DisconnectWatch
 from cotenant.gateway.inference.engine_connections import Pool
 from cotenant.gateway.inference.model_kinds import ModelKinds
@@ -13,7 +18,10 @@ from cotenant.interfaces import Router
 
 
 class Proxy:
-    """What all requests share: the router, the limits, the connections, the counters."""
+    """What all requests share: the router, the limits, the connections, the counters.
+
+    `key` is the key of the requests, None if they need none; `of` has what they share for each.
+    """
 
     def __init__(
         self,
@@ -33,3 +41,17 @@ class Proxy:
         self.watch = DisconnectWatch()
         self.kinds = ModelKinds(router)
         self.suspects = Suspects()
+        self.key: ApiKey | None = None
+        self._by_key: dict[bytes, Proxy] = {}
+
+    def of(self, key: ApiKey | None) -> Proxy:
+        """Return what requests with a key share: all of this, but only the models that the key may use."""
+        if key is None:
+            return self
+        found = self._by_key.get(key.digest)
+        if found is None or found.key is not key:
+            found = self._by_key[key.digest] = copy(self)
+            found.key = key
+            if key.models:
+                found.router = AllowedModels(self.router, key.models)
+        return found

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from cotenant import __version__
 from cotenant.domain.errors import BadRequest, NotOffered, UnknownRoute, WrongKind
+from cotenant.domain.keys import KeyScope
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
 from cotenant.gateway.http.codings import decoded
@@ -103,26 +104,26 @@ class OllamaApi:
         return {"version": OLLAMA_VERSION, "cotenant": __version__}
 
     async def _tags(self, request: ApiRequest) -> object:
-        return {"models": [models.listed(model) for model in self._proxy.router.models()]}
+        return {"models": [models.listed(model) for model in self._proxy.of(request.key).router.models()]}
 
     async def _ps(self, request: ApiRequest) -> object:
         statuses = {status.name: status for status in self._operator.statuses()}
         now = datetime.now(UTC)
         running = [
             models.running(model, statuses.get(model.name), now)
-            for model in self._proxy.router.models()
+            for model in self._proxy.of(request.key).router.models()
             if model.state in models.LOADED
         ]
         running.sort(key=lambda each: each["expires_at"], reverse=True)
         return {"models": running}
 
     async def _show(self, request: ApiRequest, fields: Fields) -> object:
-        return models.shown(self._model(fields, text(fields, "name")))
+        return models.shown(self._model(request, fields, text(fields, "name")))
 
     # Requests for engines.
 
     async def _chat(self, request: ApiRequest, fields: Fields) -> object:
-        model = self._model(fields)
+        model = self._model(request, fields)
         if asks_for_nothing(fields):
             return await self._load(request, fields, model, as_chat)
         _check_generates(model, "chat")
@@ -131,7 +132,7 @@ class OllamaApi:
         return None
 
     async def _generate(self, request: ApiRequest, fields: Fields) -> object:
-        model = self._model(fields)
+        model = self._model(request, fields)
         if asks_for_nothing(fields):
             return await self._load(request, fields, model, as_generated)
         _check_generates(model, "generate")
@@ -145,13 +146,13 @@ class OllamaApi:
 
     async def _embed(self, request: ApiRequest, fields: Fields) -> object:
         """Embed texts. Those that are too long are truncated, unless the request has `truncate: false`."""
-        model = _checked_embedder(self._model(fields))
+        model = _checked_embedder(self._model(request, fields))
         name, texts, dimensions = text(fields, "model"), embed_texts(fields), embed_dimensions(fields)
         if not texts:
             return {"model": name, "embeddings": []} if await self._hold(request, fields, model) else None
         now = asyncio.get_running_loop().time
         began_at = now()
-        embedding = EmbeddingRequest(self._proxy, request, fields, model)
+        embedding = EmbeddingRequest(self._proxy.of(request.key), request, fields, model)
         answer = await embedding.embeddings(texts, cut=switch(fields, "truncate", True))
         if answer is None:
             return None
@@ -165,10 +166,12 @@ class OllamaApi:
 
     async def _embedding(self, request: ApiRequest, fields: Fields) -> object:
         """Embed one text, which is refused if it is too long."""
-        model, prompt = _checked_embedder(self._model(fields)), text(fields, "prompt")
+        model, prompt = _checked_embedder(self._model(request, fields)), text(fields, "prompt")
         if not prompt:
             return {"embedding": []} if await self._hold(request, fields, model) else None
-        answer = await EmbeddingRequest(self._proxy, request, fields, model).embeddings([prompt], cut=False)
+        answer = await EmbeddingRequest(self._proxy.of(request.key), request, fields, model).embeddings(
+            [prompt], cut=False
+        )
         return None if answer is None else {"embedding": vectors(answer, None)[0]}
 
     async def _stream(
@@ -178,7 +181,9 @@ class OllamaApi:
         if streaming:
             engine_request["stream"] = True
         lines = LineSender(request.send, text(fields, "model"), wrap, lambda: forwarded.waited_s, streaming)
-        forwarded = exchange(self._proxy, request, target, engine_request, lines, buffered=not streaming)
+        forwarded = exchange(
+            self._proxy.of(request.key), request, target, engine_request, lines, buffered=not streaming
+        )
         await forwarded.run()
 
     # Loading and unloading.
@@ -195,11 +200,13 @@ class OllamaApi:
         return {**head, **wrap("", "", []), **end}
 
     async def _hold(self, request: ApiRequest, fields: Fields, model: ServedModel) -> bool:
-        """Load or unload a model; False if the client disconnects."""
+        """Load or unload a model; False if the client disconnects. Raises Forbidden."""
+        if _unloads(request, fields):
+            request.require(KeyScope.OPERATE)
         log_order(request, f"{'unload' if _unloads(request, fields) else 'load'} {model.name!r}")
         if _unloads(request, fields) and model.state not in _MAY_UNLOAD:
             return True
-        router, terms = self._proxy.router, read_request_options(request.headers, fields).terms
+        router, terms = self._proxy.router, read_request_options(request.headers, fields, request.key).terms
         lease = router.try_lease(model.name, terms) or await unless_disconnected(
             request.receive, router.lease(model.name, terms)
         )
@@ -208,12 +215,12 @@ class OllamaApi:
         lease.release()
         return True
 
-    def _model(self, fields: Fields, name: str = "") -> ServedModel:
+    def _model(self, request: ApiRequest, fields: Fields, name: str = "") -> ServedModel:
         """Return the model in a request. Raises UnknownModel."""
         name = text(fields, "model") or name
         if not name:
             raise BadRequest("`model` is required", hint="GET /api/tags lists those served.")
-        return models.find(name, self._proxy.router)
+        return models.find(name, self._proxy.of(request.key).router)
 
 
 def _unloads(request: ApiRequest, fields: Fields) -> bool:

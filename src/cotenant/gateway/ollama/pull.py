@@ -7,6 +7,7 @@ from typing import Any, Final
 from cotenant.asgi import encode_json, send_body, send_stream
 from cotenant.domain.errors import BadHubName, BadRequest, CotenantError, HubSilent, NotOffered, NotOnHub
 from cotenant.domain.hub import PullStep
+from cotenant.domain.keys import KeyScope
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import log_order
 from cotenant.gateway.http.streams import unless_disconnected
@@ -19,11 +20,12 @@ _SUCCESS: Final = {"status": "success"}
 
 
 async def pull(puller: Puller, router: Router, request: ApiRequest, fields: Fields) -> object:
-    """Pull a model. Raises BadRequest, NotOffered, and what a pull raises before its first step.
+    """Pull a model. Raises Forbidden, BadRequest, NotOffered, and what a pull raises before its first step.
 
     The pull ends when the client disconnects; downloaded data is kept. What is served
     is here already, whether or not a hub has it: scripts pull their models at every start.
     """
+    request.require(KeyScope.ADMIN)
     name = text(fields, "model") or text(fields, "name")
     if not name:
         raise BadRequest("`model` is required", hint="Write hf.co/ORG/REPO:QUANT.")

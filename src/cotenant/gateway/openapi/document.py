@@ -12,6 +12,7 @@ from cotenant import __version__
 from cotenant.domain import errors
 from cotenant.domain.errors import CotenantError
 from cotenant.domain.exit_causes import Cause
+from cotenant.domain.keys import KeyScope
 from cotenant.gateway.http.problems import HTTP_PROBLEMS
 from cotenant.gateway.http.routes import Route
 
@@ -22,7 +23,8 @@ _EVERYWHERE: Final[tuple[type[CotenantError], ...]] = (
 )
 _INTRODUCTION: Final = (
     "The API for operators. Errors are in OpenAI's form: `error.message` says what happened and what to do, "
-    "`error.param` names the wrong field. The routes for clients are OpenAI's, under /v1."
+    "`error.param` names the wrong field. The routes for clients are OpenAI's, under /v1. `security` has the "
+    "scope that a key needs; a daemon without keys needs none."
 )
 
 
@@ -56,8 +58,6 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
             "description": _INTRODUCTION,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        # The empty one, since a daemon without keys needs none.
-        "security": [{"bearer": []}, {"key": []}, {}],
         "paths": paths,
         "components": {
             "schemas": components,
@@ -124,8 +124,9 @@ def _operation(route: Route, schemas: Mapping[Any, Any]) -> dict[str, Any]:
         if body.examples:
             content["examples"] = {name: {"value": value} for name, value in body.examples.items()}
         described["requestBody"] = {"required": body.required, "content": {body.content_type: content}}
-    if route.path in ("/health", "/api/session"):
-        described["security"] = []
+    open_ = route.path in ("/health", "/api/session")
+    needed = [route.scope.value]
+    described["security"] = [] if open_ else [{"bearer": needed}, {"key": needed}, {}]
     return described
 
 
@@ -141,6 +142,8 @@ def _responses(route: Route, schemas: Mapping[Any, Any]) -> dict[str, Any]:
     kinds = [*_EVERYWHERE, *route.errors]
     if route.path != "/health":
         kinds += [errors.Unauthorized, errors.TooManyAttempts, errors.ForeignPage, errors.UntrustedHost]
+    if route.scope is not KeyScope.INFER:
+        kinds.append(errors.Forbidden)
     for kind in kinds:
         faults.setdefault(HTTP_PROBLEMS[kind].status, []).append(kind.code)
     for status, codes in sorted(faults.items()):

@@ -16,6 +16,7 @@ from cotenant.domain import errors
 from cotenant.domain.decisions import ModelStatus, WarmStatus
 from cotenant.domain.errors import BadSetting, CotenantError, UnknownModel, UnknownRoute
 from cotenant.domain.fragmentation import Defragmentation
+from cotenant.domain.keys import KeyScope
 from cotenant.domain.requests import ServedModel
 from cotenant.gateway.http.limits import Timing
 from cotenant.gateway.http.model_list import admin_model, find_model, resolve
@@ -194,6 +195,7 @@ class ModelRoutes:
         "Read the configuration again",
         Reply(ReloadResponse, "what changed"),
         (errors.UnknownRoute, errors.BadAssignment),
+        scope=KeyScope.ADMIN,
     )
     async def _reload(self, request: ApiRequest) -> object:
         try:

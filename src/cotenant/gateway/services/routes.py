@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 from cotenant.domain import errors
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.errors import BadAssignment, UnknownRoute
+from cotenant.domain.keys import KeyScope
 from cotenant.gateway.http.bodies import read_body
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import BODY_ERRORS, Body, Parameter, Reply, Route, integer
@@ -94,6 +95,7 @@ class GpuConfigRoutes:
             *_READING,
         ),
         body=Body(ConfigurationRequest, required=True, examples=examples.SAVES),
+        scope=KeyScope.ADMIN,
     )
     async def _save(self, request: ApiRequest) -> object:
         services = self._needed()
@@ -107,6 +109,7 @@ class GpuConfigRoutes:
         _BEGUN,
         (_NO_SERVICES, *BODY_ERRORS, *_APPLYING),
         body=Body(ApplyRequest, examples={"plain": {}, "over edited files": {"force": True}}),
+        scope=KeyScope.ADMIN,
     )
     async def _apply(self, request: ApiRequest) -> object:
         services = self._needed()
@@ -128,6 +131,7 @@ class GpuConfigRoutes:
         "Detect GPUs again",
         Reply(DetectResponse, "all GPUs that were ever detected", example=examples.DETECTED),
         (_NO_SERVICES, errors.StoreError),
+        scope=KeyScope.ADMIN,
     )
     async def _detect(self, request: ApiRequest) -> object:
         services = self._needed()
@@ -174,6 +178,7 @@ class GpuConfigRoutes:
         (_NO_SERVICES, *BODY_ERRORS, *_APPLYING),
         (_NUMBER,),
         Body(RollbackRequest, examples={"to the one before": {}, "to an earlier one": {"number": 3}}),
+        scope=KeyScope.ADMIN,
     )
     async def _rollback(self, request: ApiRequest) -> object:
         services = self._needed()
