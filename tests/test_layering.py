@@ -76,7 +76,7 @@ _ALLOWED = {
 # What each sub-room may import of its siblings. A room's own files stand above its sub-rooms, or below, as
 # `services/model.py` does; no files at all may import each other in a circle.
 _SIBLINGS: dict[str, dict[str, set[str]]] = {
-    "cli": {"services": set(), "simulate": set(), "systemd": set(), "top": set()},
+    "cli": {"keys": set(), "services": set(), "simulate": set(), "systemd": set(), "top": set()},
     "daemon": {
         "core": set(),
         "monitors": {"core"},

@@ -40,6 +40,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str | None]]] = {
     "systemd": ("systemd.command", "run the daemon under systemd"),
     "service": ("systemd.command", None),
     "services": ("services.command", "pin containers to GPUs, apply that, and roll it back"),
+    "keys": ("keys.command", "add, list and revoke API keys"),
     "db": ("db", "upgrade, back up and restore the database"),
     "completion": ("completion", "print what makes a shell complete commands and flags"),
 }

@@ -18,6 +18,7 @@ from cotenant.domain.placements import Refusal
 from cotenant.gateway.server import bind
 from cotenant.planning.advice import plan
 from cotenant.planning.budgets import budgets, host_budget
+from cotenant.store.key_file import NAME
 from cotenant.store.store import Store
 from cotenant.store.writer import Writer
 
@@ -31,7 +32,7 @@ def run(inputs: DaemonInputs, reporter: StartReporter, after_ready: AfterReady |
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     server = inputs.configuration.server
-    keys = ApiKeys(server)
+    keys = ApiKeys(server, inputs.options.state_dir / NAME)
     mps = MpsRules.of(inputs.configuration, inputs.options.state_dir)
     with bind(server.host, server.port) as sock:
         store = Store(Writer(inputs.configuration.database or default_database()))

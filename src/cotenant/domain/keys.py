@@ -42,16 +42,24 @@ class ApiKey:
 
     name: str
     digest: bytes
-    scope: KeyScope = setting(KeyScope.INFER, "what it may do: infer, operate or admin", flag=None)
+    scope: KeyScope = setting(
+        KeyScope.INFER, "what it may do: infer, operate or admin", flag=None, metavar="SCOPE"
+    )
     models: tuple[str, ...] = setting(
         (),
         "models that it may use, by names or aliases; only with `scope: infer`",
         flag=None,
         reads="name",
+        metavar="NAME[,NAME…]",
         shown="all",
     )
     expires_at: float | None = setting(
-        None, "a day or an instant, such as 2030-12-31 (UTC)", key="expires", flag=None, reads="instant"
+        None,
+        "a day or an instant, such as 2030-12-31 (UTC)",
+        key="expires",
+        flag=None,
+        reads="instant",
+        metavar="TIME",
     )
     priority: int | None = setting(
         None,

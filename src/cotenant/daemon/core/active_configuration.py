@@ -109,7 +109,7 @@ class ActiveConfiguration:
 
     async def reload(self, change: Change | None = None) -> tuple[str, ...]:
         """Read it again, apply what changed, and say what. Raises BadSetting and then changes nothing."""
-        if not self._may_change:
+        if change is None and not self._may_change:
             raise BadSetting(
                 "there is no configuration file to read again",
                 hint="Start with --config, or a cotenant.yaml.",
@@ -162,7 +162,7 @@ class ActiveConfiguration:
 
     async def watch(self) -> None:
         """Reload whenever the files change, until cancelled."""
-        if not self._may_change:
+        if not self._may_change and self.keys.stored is None:
             return
         async for change in watch(self._watched, self.clock):
             try:
@@ -173,7 +173,7 @@ class ActiveConfiguration:
 
     def _watched(self) -> Watched:
         configuration = self.configuration
-        files = filter(None, (configuration.path, configuration.server.api_key_file))
+        files = filter(None, (configuration.path, configuration.server.api_key_file, self.keys.stored))
         entries = (entry for entry in configuration.models if entry.from_folder)
         served = frozenset(str(part) for entry in entries for part in entry.parts)
         return Watched(tuple(files), configuration.models_dir, served)

@@ -10,6 +10,7 @@ from cotenant.config.configuration import Configuration, ServerSettings
 from cotenant.domain.errors import BadSetting, InsecureBind
 from cotenant.domain.keys import ApiKey, check_keys, flat_key
 from cotenant.scheduling.model_spec import SchedulerSettings
+from cotenant.store.key_file import KeyFile
 
 
 def state_dir() -> Path:
@@ -87,15 +88,20 @@ def read_api_keys(keys: list[str], key_file: Path | None) -> tuple[str, ...]:
 class ApiKeys:
     """The keys that clients must send, which may change while the daemon listens where it was `started`."""
 
-    def __init__(self, started: ServerSettings) -> None:
-        """Read the first keys. Raises BadSetting or InsecureBind."""
+    def __init__(self, started: ServerSettings, stored: Path | None = None) -> None:
+        """Read the first keys, also those in the file `stored`. Raises BadSetting or InsecureBind."""
         self._started = started
+        self.stored = stored
         self.current = self.read(started)
 
     def read(self, server: ServerSettings) -> tuple[ApiKey, ...]:
         """Return the keys of these settings. Raises BadSetting; InsecureBind for none where one is needed."""
         flat = read_api_keys(list(server.api_keys), server.api_key_file)
-        keys = (*map(flat_key, dict.fromkeys(flat)), *server.keys)
+        stored = KeyFile(self.stored).read() if self.stored is not None else ()
+        configured = (*map(flat_key, dict.fromkeys(flat)), *server.keys)
+        taken = {each for key in configured for each in (key.name, key.digest)}
+        # One that is configured, too, is as it is there: a clash must not keep others from being revoked.
+        keys = (*configured, *(key for key in stored if taken.isdisjoint((key.name, key.digest))))
         check_keys(keys)
         check_address(self._started.host, self._started.port, keys, insecure=server.insecure)
         return keys

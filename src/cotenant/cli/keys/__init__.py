@@ -1,0 +1,1 @@
+"""`cotenant keys`: API keys besides those of the configuration."""
