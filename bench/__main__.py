@@ -16,6 +16,7 @@ from bench import (
     split,
     strategies,
     swap,
+    upload,
     warm,
 )
 from bench.rows import print_table
@@ -34,6 +35,7 @@ _ALL = (
     residence,
     gateway,
     warm,
+    upload,
     console,
 )
 

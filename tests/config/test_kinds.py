@@ -46,6 +46,21 @@ def test_a_request_waits_as_long_as_the_kind_of_its_model_says(served: Path, rea
     assert models["rank"].recipe.n_ubatch == models["rank"].recipe.n_batch
 
 
+def test_kinds_that_only_an_entry_can_state_have_their_timeouts(read: Reader) -> None:
+    entries = "".join(
+        f"  - {{engine: command, name: {kind}, command: x, kind: {kind}}}\n"
+        for kind in ("speech", "transcription", "image", "any")
+    )
+    timeouts = "defaults: {timeout: 1m, timeouts: {speech: 2m, transcription: 3m, image: 4m}}\n"
+    served = read(f"{timeouts}models:\n{entries}").models
+    assert [(model.shape.kind.value, model.timeout_s) for model in served] == [
+        ("speech", 120),
+        ("transcription", 180),
+        ("image", 240),
+        ("any", 60),
+    ]
+
+
 def test_a_kind_that_there_is_not_is_told_with_its_line(read: Reader) -> None:
     with pytest.raises(BadSetting, match=r"line 2: defaults\.timeouts\.visoin: unknown setting"):
         read("defaults:\n  timeouts: {visoin: 3}")

@@ -149,7 +149,7 @@ async def test_an_unknown_path_is_told_in_json_to_whoever_is_no_browser(method, 
 
 async def test_an_unknown_path_of_openais_api_names_those_that_there_are():
     async with serving(_router(MODEL)) as port:
-        reply = await fetch(port, "POST", "/v1/images/generations", b"{}")
+        reply = await fetch(port, "POST", "/v1/videos", b"{}")
     assert "Offered are /v1/chat/completions, " in reply.error["message"]
 
 

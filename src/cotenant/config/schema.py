@@ -119,6 +119,9 @@ class Timeouts(Section):
     vision: Timeout | None = optional("for models that accept images")
     embeddings: Timeout | None = None
     rerank: Timeout | None = None
+    speech: Timeout | None = None
+    transcription: Timeout | None = None
+    image: Timeout | None = None
 
     @property
     def by_kind(self) -> dict[ModelKind, float]:
@@ -127,6 +130,9 @@ class Timeouts(Section):
             ModelKind.TEXT: self.chat,
             ModelKind.EMBEDDING: self.embeddings,
             ModelKind.RERANK: self.rerank,
+            ModelKind.SPEECH: self.speech,
+            ModelKind.TRANSCRIPTION: self.transcription,
+            ModelKind.IMAGE: self.image,
         }
         return {kind: seconds for kind, seconds in kinds.items() if seconds is not None}
 

@@ -182,12 +182,17 @@ class AttentionKind(StrEnum):
 
 
 class ModelKind(StrEnum):
-    """What a model file is for."""
+    """What a model is for: by its file, or, for engines of the last four, by its entry."""
 
     TEXT = "text"
     EMBEDDING = "embedding"
     RERANK = "rerank"
     PROJECTOR = "projector"
+    SPEECH = "speech"
+    TRANSCRIPTION = "transcription"
+    IMAGE = "image"
+    ANY = "any"
+    """Whatever its engine answers."""
 
     @property
     def pools(self) -> bool:

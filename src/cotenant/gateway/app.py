@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 from cotenant.asgi import App, Receive, Scope, Send, send_body, send_json
@@ -83,7 +84,7 @@ class Gateway:
     One instance belongs to one event loop. `clock` is the clock of the operator's decisions. `hosts` are
     allowed host names in addition to those of local networks, and `media_hosts` those from which engines may
     fetch images. `console` makes the pages, given the gateway.
-    `examine` runs the doctor's checks, in a thread.
+    `examine` runs the doctor's checks, in a thread. Files that clients send are kept in `upload_folder`.
     """
 
     def __init__(
@@ -104,11 +105,12 @@ class Gateway:
         api_keys: Sequence[ApiKey] = (),
         hosts: Sequence[str] = (),
         media_hosts: Sequence[str] = (),
+        upload_folder: Path | None = None,
         limits: Limits | None = None,
         timing: Timing | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self.limits = limits or Limits()
+        self.limits = limits or Limits(upload_folder=upload_folder)
         timing, clock = timing or Timing(), clock or SystemClock()
         self._router = router
         self._operator = operator
@@ -156,8 +158,8 @@ class Gateway:
             send = ErrorTranslator(send, form)
         try:
             headers = scope["headers"]
-            self.limits.check_head(headers)
             target = TARGETS.get(path)
+            self.limits.check_head(headers, has_files=target is not None and target.has_files)
             if target is None:
                 await self._handle(scope, receive, send)
             else:

@@ -7,6 +7,7 @@ take them, which also bounds everything else that a server may send without end.
 import asyncio
 import functools
 import ssl
+from collections.abc import AsyncIterator
 from typing import Final, cast
 
 import httptools
@@ -48,6 +49,7 @@ class Connection(asyncio.Protocol):
         "_chunks",
         "_expecting",
         "_framed",
+        "_full",
         "_interim",
         "_loop",
         "_parser",
@@ -55,6 +57,7 @@ class Connection(asyncio.Protocol):
         "_reusable",
         "_reused",
         "_transport",
+        "_unsent",
         "_untaken_bytes",
         "_waiter",
         "cut",
@@ -72,6 +75,8 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._broken: str | None = None
         self._reused = False
+        self._full = False
+        self._unsent = False
         self.cut = False
         self._reset()
 
@@ -99,6 +104,22 @@ class Connection(asyncio.Protocol):
             self._reset()
         self._expecting = True
         self._transport.writelines((head, body))
+
+    async def send(self, pieces: AsyncIterator[bytes]) -> None:
+        """Send the rest of a request as the server takes it, or until it answers, which it may do early.
+
+        Raises what `more` raises.
+        """
+        async for piece in pieces:
+            self._unsent = True
+            while self._full and self.status is None:
+                await self.more()
+            if self.status is not None:
+                return
+            if self._broken is not None:
+                raise self._failure(self._broken)
+            self._transport.write(piece)
+        self._unsent = False
 
     async def more(self) -> None:
         """Return when something has arrived: the head, bytes of the body, the end.
@@ -147,7 +168,7 @@ class Connection(asyncio.Protocol):
 
         llama.cpp announces keep-alive on an event stream and then closes: `stale` covers that.
         """
-        return self._reusable and self._broken is None
+        return self._reusable and self._broken is None and not self._unsent
 
     @property
     def usable(self) -> bool:
@@ -185,6 +206,15 @@ class Connection(asyncio.Protocol):
                 return
             self._paused = True
             self._transport.pause_reading()
+        self._wake()
+
+    def pause_writing(self) -> None:
+        """Note that the server takes less than is sent."""
+        self._full = True
+
+    def resume_writing(self) -> None:
+        """Continue to send."""
+        self._full = False
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from cotenant.asgi import Header, Receive
@@ -16,17 +17,21 @@ _DIGITS_AS_0: Final = bytes.maketrans(b"123456789", b"0" * 9)
 
 @dataclass(slots=True)
 class BodyMemory:
-    """Memory of bodies that are received now, or whose requests are in progress; small ones do not count."""
+    """Memory of bodies that are received now, or whose requests are in progress; small ones do not count.
+
+    `what` is taken: memory, or disk.
+    """
 
     most_bytes: int = GIB
     held_bytes: int = 0
+    what: str = "memory"
 
     def hold(self, n: int) -> None:
         """Count a body of `n` bytes. Raises QueueFull if all of them would be over the bound."""
         if n > _FREE_BODY_BYTES:
             if self.held_bytes + n > self.most_bytes:
                 raise QueueFull(
-                    f"the bodies of other requests take {format_bytes(self.held_bytes)} of memory",
+                    f"the bodies of other requests take {format_bytes(self.held_bytes)} of {self.what}",
                     hint="Try again later.",
                 )
             self.held_bytes += n
@@ -47,6 +52,8 @@ class Limits:
     after a response: longer than common proxies keep theirs (60 s, Google's 600 s), which else send a request
     while it closes.
     `connections` is the most at once, None for what the limit on descriptors allows.
+    Bodies with files have bounds of their own, `upload_bytes` and `uploads`: they are kept not in memory but
+    in `upload_folder`, None for the system's.
     """
 
     body_bytes: int = 32 * MIB
@@ -59,9 +66,12 @@ class Limits:
     keep_alive_s: int = 620
     connections: int | None = None
     memory: BodyMemory = field(default_factory=BodyMemory, compare=False)
+    upload_bytes: int = 512 * MIB
+    upload_folder: Path | None = None
+    uploads: BodyMemory = field(default_factory=lambda: BodyMemory(4 * GIB, what="disk"), compare=False)
 
-    def check_head(self, headers: Sequence[Header]) -> None:
-        """Check the size of a head, and of the body that it declares.
+    def check_head(self, headers: Sequence[Header], *, has_files: bool = False) -> None:
+        """Check the size of a head, and of the body that it declares, which may have files.
 
         Raises HeadersTooLarge or RequestTooLarge.
         """
@@ -71,7 +81,7 @@ class Limits:
         for name, value in headers:
             size += len(name) + len(value)
             if name == b"content-length":
-                self.check_body(int(value))
+                (self.check_upload if has_files else self.check_body)(int(value))
         if size > self.head_bytes:
             raise HeadersTooLarge(f"the headers are over the limit of {format_bytes(self.head_bytes)}")
 
@@ -81,6 +91,14 @@ class Limits:
             raise RequestTooLarge(
                 f"the body is over the limit of {format_bytes(self.body_bytes)}",
                 hint="Send less, or smaller images.",
+            )
+
+    def check_upload(self, size_bytes: int) -> None:
+        """Check the size of a body with files. Raises RequestTooLarge."""
+        if size_bytes > self.upload_bytes:
+            raise RequestTooLarge(
+                f"the body is over the limit of {format_bytes(self.upload_bytes)}",
+                hint="Send smaller files, or parts of them.",
             )
 
 

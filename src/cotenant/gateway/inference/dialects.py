@@ -13,6 +13,7 @@ from cotenant.domain.models import ModelKind
 from cotenant.gateway.http.problems import error_in
 
 _GENERATING: Final = frozenset({ModelKind.TEXT})
+_READING: Final = frozenset({ModelKind.TEXT, ModelKind.EMBEDDING, ModelKind.RERANK})
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,8 @@ class Target:
     """A path that is forwarded to engines.
 
     `kinds` are the kinds of models that support it. `everywhere` means that all engines support it, `streams`
-    that a request may ask for an event stream, `in_anthropic` that errors are in Anthropic's form.
+    that a request may ask for an event stream, `in_anthropic` that errors are in Anthropic's form. With
+    `has_files`, the body may be form data, whose files are not held in memory.
     """
 
     path: bytes
@@ -28,6 +30,7 @@ class Target:
     everywhere: bool = False
     streams: bool = False
     in_anthropic: bool = False
+    has_files: bool = False
 
     def event(self, body: bytes) -> bytes:
         """Encode an error in OpenAI's form, or a complete response, as an event of this dialect's streams."""
@@ -43,12 +46,32 @@ _RERANK: Final = Target(b"/v1/rerank", frozenset({ModelKind.RERANK}))
 _RESPONSES: Final = Target(b"/v1/responses", _GENERATING, streams=True)
 _MESSAGES: Final = Target(b"/v1/messages", _GENERATING, streams=True, in_anthropic=True)
 _COUNT: Final = Target(b"/v1/messages/count_tokens", _GENERATING, in_anthropic=True)
+SPEECH: Final = Target(b"/v1/audio/speech", frozenset({ModelKind.SPEECH}), streams=True)
+TRANSCRIPTIONS: Final = Target(
+    b"/v1/audio/transcriptions", frozenset({ModelKind.TRANSCRIPTION}), streams=True, has_files=True
+)
+IMAGES: Final = Target(b"/v1/images/generations", frozenset({ModelKind.IMAGE}), streams=True)
+_OTHERS: Final = (
+    SPEECH,
+    TRANSCRIPTIONS,
+    IMAGES,
+    Target(b"/v1/audio/translations", TRANSCRIPTIONS.kinds, has_files=True),
+    Target(b"/v1/images/edits", IMAGES.kinds, streams=True, has_files=True),
+    Target(b"/v1/images/variations", IMAGES.kinds, has_files=True),
+    Target(b"/v1/moderations", _GENERATING),
+    Target(b"/v1/chat/completions/input_tokens", _GENERATING),
+    Target(b"/v1/responses/input_tokens", _GENERATING),
+    Target(b"/infill", _GENERATING, streams=True),
+    Target(b"/apply-template", _GENERATING),
+    Target(b"/tokenize", _READING),
+    Target(b"/detokenize", _READING),
+)
 
 TARGETS: Final[Mapping[str, Target]] = {
     "/rerank": _RERANK,
     **{
         target.path.decode(): target
-        for target in (CHAT, COMPLETIONS, EMBEDDINGS, _RERANK, _RESPONSES, _MESSAGES, _COUNT)
+        for target in (CHAT, COMPLETIONS, EMBEDDINGS, _RERANK, _RESPONSES, _MESSAGES, _COUNT, *_OTHERS)
     },
 }
 """The paths that are forwarded to engines without translation, by the client's path."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 from cotenant.domain.errors import BadRequest
 from cotenant.domain.units import KIB
 
-_FIELDS: Final = ("messages", "input", "system", "prompt", "query", "documents")
+_FIELDS: Final = ("messages", "input", "system", "prompt", "query", "documents", "images", "image", "mask")
 """Fields of a request, in any dialect, in which parts may be."""
 _MEDIA: Final = ("image_url", "video_url", "audio_url", "input_audio")
 _LINKS: Final = (*_MEDIA, "file_url", "image", "video", "audio")

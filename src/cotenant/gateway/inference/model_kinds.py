@@ -5,18 +5,23 @@ from cotenant.domain.errors import WrongKind
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
 from cotenant.gateway.http.model_list import find_model
-from cotenant.gateway.inference.dialects import CHAT, EMBEDDINGS, Target
+from cotenant.gateway.inference.dialects import CHAT, EMBEDDINGS, IMAGES, SPEECH, TRANSCRIPTIONS, Target
 from cotenant.interfaces import Router
 
 _PURPOSES = {
     ModelKind.TEXT: ("text", CHAT),
     ModelKind.EMBEDDING: ("embeddings", EMBEDDINGS),
     ModelKind.RERANK: ("ranking documents", None),
+    ModelKind.SPEECH: ("speech", SPEECH),
+    ModelKind.TRANSCRIPTION: ("transcription", TRANSCRIPTIONS),
+    ModelKind.IMAGE: ("images", IMAGES),
 }
+_STATED = frozenset({ModelKind.SPEECH, ModelKind.TRANSCRIPTION, ModelKind.IMAGE})
+"""What only the operator can say of a model."""
 
 
 class ModelKinds:
-    """The kinds of models by name, where their files say it.
+    """The kinds of models by name, where their files or their entries say it.
 
     The cache is used only to accept requests: before one is refused, its model is looked up again, since its
     file may have changed.
@@ -35,7 +40,7 @@ class ModelKinds:
             return
         model = find_model(name, self._router)
         kind = model.kind
-        self._known[name] = frozenset([kind]) if is_read(model) else frozenset(ModelKind)
+        self._known[name] = frozenset([kind] if is_read(model) or kind in _STATED else ModelKind)
         if self._known[name] & target.kinds:
             return
         purpose, path = _PURPOSES.get(kind, (kind.value, None))

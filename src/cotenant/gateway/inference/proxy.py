@@ -13,26 +13,27 @@ from cotenant.domain.errors import (
     CotenantError,
     EngineHung,
     ModelUnloaded,
-    NotOffered,
     ShuttingDown,
     UpstreamFailed,
 )
 from cotenant.domain.units import KIB, MIB, format_bytes
 from cotenant.gateway.http.codings import decoded
 from cotenant.gateway.http.limits import whole_body
-from cotenant.gateway.http.problems import engine_error, envelope, error_in, http_problem, reason_in
+from cotenant.gateway.http.problems import envelope, http_problem
 from cotenant.gateway.http.streams import STREAM_HEADERS
 from cotenant.gateway.inference.answer_timer import AnswerTimer
 from cotenant.gateway.inference.assembly import assemble
-from cotenant.gateway.inference.dialects import Target, is_foreign
+from cotenant.gateway.inference.dialects import Target
 from cotenant.gateway.inference.engine_connections import EngineConnection
-from cotenant.gateway.inference.grammar import check_bounds, check_fault
+from cotenant.gateway.inference.grammar import check_bounds
 from cotenant.gateway.inference.media import check_media
-from cotenant.gateway.inference.request import engine_body, engine_head, mended, own_name, parse
+from cotenant.gateway.inference.refusals import refusal
+from cotenant.gateway.inference.request import engine_body, engine_head, mended, own_name, parse, upload_head
 from cotenant.gateway.inference.request_log import RequestRecord
 from cotenant.gateway.inference.request_options import RequestOptions, read_request_options
 from cotenant.gateway.inference.shared import Proxy
 from cotenant.gateway.inference.suspects import Turn, request_hash
+from cotenant.gateway.inference.upload import Upload, upload_of
 from cotenant.gateway.inference.waiting import LeaseWait
 from cotenant.gateway.telemetry.counters import ModelCounters
 from cotenant.interfaces import Lease
@@ -67,6 +68,7 @@ class Exchange:
     _counters: ModelCounters = field(init=False)
     _options: RequestOptions = field(init=False)
     _request: dict[str, Any] = field(init=False)
+    _upload: Upload | None = None
     _connection: EngineConnection | None = None
     _listener: asyncio.Task[None] | None = None
     _wait: LeaseWait | None = None
@@ -91,19 +93,27 @@ class Exchange:
 
         Raises a CotenantError only while nothing has reached the client.
         """
-        proxy = self._proxy
-        body = await whole_body(self._receive, proxy.limits)
+        proxy, limits = self._proxy, self._proxy.limits
+        if self._target.has_files:
+            self._upload = upload_of(self._headers, limits)
+        body = await whole_body(self._receive, limits) if self._upload is None else b""
         if body is None:
             return
-        body = decoded(body, self._headers, proxy.limits)
+        body = decoded(body, self._headers, limits)
         size = len(body)
-        proxy.limits.memory.hold(size)
-        proxy.watch.enter(self)
+        limits.memory.hold(size)
         self._counters = proxy.counters.nameless
         self._begun_at = self._loop.time()
         try:
-            body = mended(body)
-            request = parse(body)
+            if self._upload is None:
+                body = mended(body)
+                request = parse(body)
+            else:
+                if not await self._upload.receive(self._receive):
+                    self._disconnected = True
+                    return
+                request, body = self._upload.fields, self._upload.digest
+            proxy.watch.enter(self)
             name, body = own_name(request, body, proxy.router)
             self._counters = proxy.counters.of(name)
             self._options = read_request_options(self._headers, request, proxy.key)
@@ -112,7 +122,7 @@ class Exchange:
             proxy.kinds.check(name, self._target, has_media=has_media)
             proxy.suspects.check(name, self._target.path, body)
             self._name = name
-            self._streaming = request.get("stream") is True and self._target.streams
+            self._streaming = request.get("stream") in (True, "true") and self._target.streams
             self._request = request
             await self._answer(name, body)
         except CotenantError as error:
@@ -128,7 +138,9 @@ class Exchange:
                 await self._end_early(ShuttingDown("the daemon shut down before the answer was complete"))
             raise
         finally:
-            proxy.limits.memory.release(size)
+            limits.memory.release(size)
+            if self._upload is not None:
+                self._upload.close()
             proxy.watch.leave(self)
             if self._turn is not None:
                 proxy.suspects.end(self._turn)
@@ -261,10 +273,15 @@ class Exchange:
         """Send the request, again if a pooled connection was stale, and return the response's status."""
         pool = self._proxy.pool
         connection = pool.idle(endpoint) or await pool.connect(endpoint)
-        body, self._assembling = engine_body(
-            self._target.path, self._request, body, endpoint, translated=self._translated
-        )
-        head = engine_head(self._target.path, endpoint, self._headers, len(body))
+        pieces = None
+        if self._upload is None:
+            body, self._assembling = engine_body(
+                self._target.path, self._request, body, endpoint, translated=self._translated
+            )
+            head = engine_head(self._target.path, endpoint, self._headers, len(body))
+        else:
+            length, pieces = self._upload.named(endpoint.model or self._request.get("model"))
+            head, body = upload_head("POST", self._target.path, endpoint, self._headers, length), b""
         while True:
             self._connection = timer.connection = connection
             if self._disconnected:
@@ -272,6 +289,8 @@ class Exchange:
                 raise UpstreamFailed("the client disconnected")
             connection.begin(head, body)
             try:
+                if pieces is not None:
+                    await connection.send(pieces())
                 while connection.status is None:
                     await connection.more()
             except UpstreamFailed:
@@ -340,28 +359,7 @@ class Exchange:
 
     async def _pass_error(self, status: int) -> None:
         """Forward an error in OpenAI's form unchanged; put the reason of any other into that form."""
-        reply = self._reply
-        if status < 400:
-            location = reply.location.decode("latin-1")
-            raise UpstreamFailed(f"the engine answered {status}, redirecting to {location[:200]!r}")
-        body = reply.take()
-        while not reply.ended and len(body) <= _MAX_ERROR_BYTES:
-            await reply.more()
-            body += reply.take()
-        if not self._target.everywhere and is_foreign(status, body):
-            raise NotOffered(
-                f"the engine of this model does not support {self._target.path.decode()}",
-                hint="Use /v1/chat/completions, or serve the model with an engine that does, as llama.cpp.",
-            )
-        reason = reason_in(body)
-        check_fault(status, reason)
-        path, level = self._target.path.decode(), logging.WARNING if status >= 500 else logging.INFO
-        _log.log(level, "the engine refused: path=%s status=%s reason=%s", path, status, reason)
-        if reply.ended and isinstance(error_in(body), dict):
-            await self._send_whole(status, body, reply.headers)
-            return
-        kept = [header for header in reply.headers if header[0] == b"retry-after"]
-        await self._send_whole(status, engine_error(status, reason), [JSON_TYPE, *kept])
+        await self._send_whole(status, *await refusal(self._reply, status, self._target))
 
     async def _send_whole(self, status: int, body: bytes, headers: Sequence[Header]) -> None:
         """Send a complete body; as an event if comments have begun a stream."""

@@ -39,6 +39,7 @@ _NOT_FORWARDED: Final = TERM_HEADERS | frozenset(
         b"x-conversation-id",  # llama.cpp would continue to generate after the client has disconnected
     }
 )
+_OF_BODY: Final = frozenset({b"content-type", b"content-encoding"})
 _FEW_VALUES_BYTES: Final = MIB
 """A body up to this length is parsed in milliseconds, whatever is in it."""
 _PLAIN_CONNECTION: Final = frozenset({b"keep-alive", b"Keep-Alive", b"close"})
@@ -160,12 +161,23 @@ def engine_body(
     return as_stream or body, as_stream is not None
 
 
+def upload_head(
+    method: str, path: bytes, endpoint: Endpoint, headers: Sequence[Header], length: int
+) -> bytes:
+    """Render the head for a body that is forwarded as it is, with its type."""
+    key = "" if endpoint.key is None else f"authorization: Bearer {endpoint.key}\r\n"
+    start = f"{method} {endpoint.target(path.decode())} HTTP/1.1\r\nhost: {endpoint.authority}\r\n{key}"
+    forwarded = _forwarded(headers, _NOT_FORWARDED - _OF_BODY)
+    return b"%bcontent-length: %d\r\n%b\r\n" % (start.encode(), length, forwarded)
+
+
 def _forwarded(headers: Sequence[Header], dropped: frozenset[bytes]) -> bytes:
     lines = []
     for name, value in headers:
         if name not in dropped:
             lines.append(b"%b: %b\r\n" % (name, value))
-        elif name == b"connection" and value not in _PLAIN_CONNECTION and dropped is _NOT_FORWARDED:
+        elif name == b"connection" and value not in _PLAIN_CONNECTION:
             nominated = frozenset(token.strip().lower() for token in value.split(b","))
-            return _forwarded(headers, dropped | nominated)
+            if not nominated <= dropped:
+                return _forwarded(headers, dropped | nominated)
     return b"".join(lines)
