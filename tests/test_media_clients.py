@@ -91,3 +91,10 @@ def test_requests_are_counted(client: openai.OpenAI, daemon: Serving) -> None:
     client.audio.transcriptions.create(model="hearer", file=("a.wav", io.BytesIO(tone("abc"))))
     metrics = get(daemon, "/metrics", as_text=True)
     assert any('model="hearer"' in line and "requests_total" in line for line in metrics.splitlines())
+
+
+def test_other_paths_of_an_engine_are_reached_below_upstream(client: openai.OpenAI, daemon: Serving) -> None:
+    assert get(daemon, "/upstream/talker/moved", as_text=True) == "<h1>mine</h1>"
+    whole = client.with_options(base_url=f"{daemon.address()}/upstream/all/v1")
+    heard = whole.audio.transcriptions.create(model="own", file=("a.wav", io.BytesIO(tone("abc"))))
+    assert heard.text == "3 letters"

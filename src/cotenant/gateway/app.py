@@ -19,7 +19,7 @@ from cotenant.gateway.access.access_control import SESSION, AccessControl, descr
 from cotenant.gateway.http.limits import Limits, Timing
 from cotenant.gateway.http.model_list import find_model, openai_model
 from cotenant.gateway.http.problems import send_problem
-from cotenant.gateway.http.request import ApiRequest
+from cotenant.gateway.http.request import ApiRequest, require
 from cotenant.gateway.http.routes import Reply, Route, RouteTable, dispatch, refuse_method
 from cotenant.gateway.inference.dialects import (
     TARGETS,
@@ -31,6 +31,7 @@ from cotenant.gateway.inference.dialects import (
 from cotenant.gateway.inference.proxy import Exchange
 from cotenant.gateway.inference.request_log import RequestLog
 from cotenant.gateway.inference.shared import Proxy
+from cotenant.gateway.inference.upstream import UPSTREAM, upstream_target
 from cotenant.gateway.ollama.api import BLOBS, OllamaApi
 from cotenant.gateway.operator.advice import AdviceRoutes
 from cotenant.gateway.operator.decisions import DecisionRoutes
@@ -150,7 +151,7 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         exchange: Exchange | None = None
-        if scope["path"] not in TARGETS:
+        if scope["path"] not in TARGETS and not scope["path"].startswith(UPSTREAM):
             _tidy(scope)
         path = scope["path"]
         form = self._error_forms.get(BLOBS if path.startswith(BLOBS) else path)
@@ -159,8 +160,16 @@ class Gateway:
         try:
             headers = scope["headers"]
             target = TARGETS.get(path)
-            self.limits.check_head(headers, has_files=target is not None and target.has_files)
-            if target is None:
+            upstream = path.startswith(UPSTREAM)
+            has_files = upstream or (target is not None and target.has_files)
+            self.limits.check_head(headers, has_files=has_files)
+            if upstream:
+                key = self._access.check(scope, is_open=False)
+                require(key, KeyScope.OPERATE)
+                proxy = self._proxy.of(key)
+                exchange = Exchange(proxy, upstream_target(scope, proxy.router), headers, receive, send)
+                await exchange.run()
+            elif target is None:
                 await self._handle(scope, receive, send)
             else:
                 key = self._access.check(scope, is_open=False)

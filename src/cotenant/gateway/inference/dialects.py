@@ -22,7 +22,8 @@ class Target:
 
     `kinds` are the kinds of models that support it. `everywhere` means that all engines support it, `streams`
     that a request may ask for an event stream, `in_anthropic` that errors are in Anthropic's form. With
-    `has_files`, the body may be form data, whose files are not held in memory.
+    `has_files`, the body may be form data, whose files are not held in memory. What is `passed_to` a model's
+    engine, with whatever `method`, is not read, and neither is the response.
     """
 
     path: bytes
@@ -31,6 +32,8 @@ class Target:
     streams: bool = False
     in_anthropic: bool = False
     has_files: bool = False
+    method: str = "POST"
+    passed_to: str | None = None
 
     def event(self, body: bytes) -> bytes:
         """Encode an error in OpenAI's form, or a complete response, as an event of this dialect's streams."""

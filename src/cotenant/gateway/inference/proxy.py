@@ -34,6 +34,7 @@ from cotenant.gateway.inference.request_options import RequestOptions, read_requ
 from cotenant.gateway.inference.shared import Proxy
 from cotenant.gateway.inference.suspects import Turn, request_hash
 from cotenant.gateway.inference.upload import Upload, upload_of
+from cotenant.gateway.inference.upstream import headers_for_client
 from cotenant.gateway.inference.waiting import LeaseWait
 from cotenant.gateway.telemetry.counters import ModelCounters
 from cotenant.interfaces import Lease
@@ -95,7 +96,7 @@ class Exchange:
         """
         proxy, limits = self._proxy, self._proxy.limits
         if self._target.has_files:
-            self._upload = upload_of(self._headers, limits)
+            self._upload = upload_of(self._headers, limits, self._target.passed_to)
         body = await whole_body(self._receive, limits) if self._upload is None else b""
         if body is None:
             return
@@ -183,7 +184,7 @@ class Exchange:
                 status = await self._ask(lease.endpoint, body, timer)
                 if self._turn is not None:
                     suspects.end(self._turn)
-                if status >= 300:
+                if status >= 300 and self._target.passed_to is None:
                     await self._pass_error(status)
                 elif self._assembling and self._reply.event_stream:
                     await self._pass_assembled()
@@ -281,7 +282,7 @@ class Exchange:
             head = engine_head(self._target.path, endpoint, self._headers, len(body))
         else:
             length, pieces = self._upload.named(endpoint.model or self._request.get("model"))
-            head, body = upload_head("POST", self._target.path, endpoint, self._headers, length), b""
+            head, body = upload_head(self._target, endpoint, self._headers, length), b""
         while True:
             self._connection = timer.connection = connection
             if self._disconnected:
@@ -314,7 +315,8 @@ class Exchange:
             self.started = True
             self._status = status
             self._streaming = reply.event_stream and not reply.sized
-            await send({"type": "http.response.start", "status": status, "headers": reply.headers})
+            headers = headers_for_client(self._target, reply)
+            await send({"type": "http.response.start", "status": status, "headers": headers})
         elif not reply.event_stream:
             raise UpstreamFailed("the engine answered a request for a stream with something else")
         if reply.event_stream:

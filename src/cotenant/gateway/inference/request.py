@@ -13,6 +13,7 @@ from cotenant.domain.units import MIB
 from cotenant.gateway.http.limits import check_values
 from cotenant.gateway.http.model_list import resolve
 from cotenant.gateway.inference.assembly import stream_body
+from cotenant.gateway.inference.dialects import Target
 from cotenant.gateway.inference.request_options import TERM_HEADERS
 from cotenant.interfaces import Router
 
@@ -161,12 +162,11 @@ def engine_body(
     return as_stream or body, as_stream is not None
 
 
-def upload_head(
-    method: str, path: bytes, endpoint: Endpoint, headers: Sequence[Header], length: int
-) -> bytes:
+def upload_head(target: Target, endpoint: Endpoint, headers: Sequence[Header], length: int) -> bytes:
     """Render the head for a body that is forwarded as it is, with its type."""
     key = "" if endpoint.key is None else f"authorization: Bearer {endpoint.key}\r\n"
-    start = f"{method} {endpoint.target(path.decode())} HTTP/1.1\r\nhost: {endpoint.authority}\r\n{key}"
+    path = endpoint.target(target.path.decode())
+    start = f"{target.method} {path} HTTP/1.1\r\nhost: {endpoint.authority}\r\n{key}"
     forwarded = _forwarded(headers, _NOT_FORWARDED - _OF_BODY)
     return b"%bcontent-length: %d\r\n%b\r\n" % (start.encode(), length, forwarded)
 

@@ -23,11 +23,12 @@ class Upload:
     """A body with files, kept in a file without a name; a small one is kept in memory.
 
     `digest` stands for it where requests are compared. `form` found the fields in it, None for a body that is
-    not read. The caller closes it.
+    not read and whose `model` is known. The caller closes it.
     """
 
-    def __init__(self, limits: Limits, form: FormScanner | None = None) -> None:
+    def __init__(self, limits: Limits, form: FormScanner | None = None, model: str | None = None) -> None:
         self.form = form
+        self._model = model
         self.size = 0
         self._limits = limits
         self._held = 0
@@ -44,7 +45,7 @@ class Upload:
     @property
     def fields(self) -> dict[str, Any]:
         """The fields that concern the gateway."""
-        return {} if self.form is None else dict(self.form.fields)
+        return {"model": self._model} if self.form is None else dict(self.form.fields)
 
     async def receive(self, receive: Receive) -> bool:
         """Read the whole body; False if the client disconnects.
@@ -158,11 +159,13 @@ def _unnamed_file(folder: Path | None) -> IO[bytes]:
     return tempfile.TemporaryFile()
 
 
-def upload_of(headers: Sequence[Header], limits: Limits) -> Upload | None:
-    """Return where a body of form data is kept, None for any other body.
+def upload_of(headers: Sequence[Header], limits: Limits, passed_to: str | None) -> Upload | None:
+    """Return where a body is kept that is form data or is passed to a model, None for any other.
 
     Raises BadRequest or UnsupportedMediaType.
     """
+    if passed_to is not None:
+        return Upload(limits, model=passed_to)
     named = dict(headers)
     boundary = boundary_in(named.get(b"content-type", b""))
     if boundary is None:
