@@ -36,7 +36,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        if self.path == "/page":
+        if self.path.startswith("/page"):
             self._send(b"<h1>mine</h1>", "text/html")
         elif self.path == "/moved":
             self._send(b"", "text/plain", 302, ("Location", "/page?from=moved"))
