@@ -28,7 +28,7 @@ def test_keys_are_kept_as_hashes_with_their_rights(tmp_path):
     server = read(tmp_path, YAML % key_digest("of the boss").hex(), APP_KEY="of-the-app")
     day = datetime(2030, 12, 31, tzinfo=UTC).timestamp()
     assert server.keys == (
-        ApiKey("app", key_digest("of-the-app"), KeyScope.INFER, ("llama",), day, -2),
+        ApiKey("app", key_digest("of-the-app"), KeyScope.INFER, ("llama",), day, priority=-2),
         ApiKey("boss", key_digest("of the boss"), KeyScope.ADMIN),
     )
     assert "of-the-app" not in repr(server)

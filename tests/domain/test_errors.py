@@ -13,7 +13,8 @@ request bad_request request_too_large headers_too_large unsupported_media_type u
 too_many_attempts
 foreign_page untrusted_host header_incomplete header_gone bad_assignment apply_running
 nothing_to_roll_back model_not_found wrong_kind not_offered unknown_route method_not_allowed queue_full
-wait_timeout crashes_engine model_unloaded answer_timeout upstream_failed too_many_connections shutting_down
+quota_exceeded wait_timeout crashes_engine model_unloaded answer_timeout upstream_failed
+too_many_connections shutting_down
 """
 
 

@@ -351,6 +351,10 @@ class QueueFull(RequestError):
     """Too many requests wait already."""
 
 
+class QuotaExceeded(RequestError):
+    """The key has used what it may."""
+
+
 class WaitTimeout(RequestError):
     """The request got no slot before its timeout."""
 

@@ -61,6 +61,12 @@ class ApiKey:
         reads="instant",
         metavar="TIME",
     )
+    requests_at_once: int | None = setting(
+        None, "its requests at the same time, waiting ones included", flag=None, least=1
+    )
+    tokens_per_minute: int | None = setting(
+        None, "tokens of its requests and their answers within a minute", flag=None, least=1
+    )
     priority: int | None = setting(
         None,
         "priority of its requests, in place of the models'; their header can only lower it",

@@ -126,7 +126,7 @@ class Gateway:
             **dict.fromkeys(self._ollama.routes, ollama_error),
         }
         self._history = History(self._proxy.counters, operator)
-        self._metrics = Metrics(self._proxy.counters, operator, alerts, advisor)
+        self._metrics = Metrics(self._proxy.counters, operator, alerts, advisor, self._proxy.usages)
         self._models = ModelRoutes(router, operator, timing)
         self._table = RouteTable(
             self,

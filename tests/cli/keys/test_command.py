@@ -33,13 +33,13 @@ def test_a_key_is_printed_once_and_stored_as_a_hash_with_its_rights(file, capsys
     text = capsys.readouterr().out.strip()
     assert len(text) > 40
     assert KeyFile(file).read() == (
-        ApiKey("app", key_digest(text), KeyScope.INFER, ("llama", "bert"), 1924905600.0, -2),
+        ApiKey("app", key_digest(text), KeyScope.INFER, ("llama", "bert"), 1924905600.0, priority=-2),
     )
     assert text not in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert main(["keys", "list"]) == 0
     cells = re.split(" {2,}", capsys.readouterr().out.splitlines()[1])
-    assert cells == ["app", "infer", "llama, bert", "2030-12-31 00:00Z", "-2"]
+    assert cells == ["app", "infer", "llama, bert", "2030-12-31 00:00Z", "-", "-", "-2"]
     assert main(["keys", "list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["scope"] == "infer"
 

@@ -111,6 +111,7 @@ HTTP_PROBLEMS: Final[dict[type[CotenantError], HttpProblem]] = {
     errors.UnknownRoute: HttpProblem(404, _INVALID),
     errors.MethodNotAllowed: HttpProblem(405, _INVALID),
     errors.QueueFull: HttpProblem(429, "rate_limit_error", retry_after_s=1),
+    errors.QuotaExceeded: HttpProblem(429, "rate_limit_error", retry_after_s=1),
     errors.WaitTimeout: HttpProblem(504, "overloaded_error", retry_after_s=1),
     errors.CrashesEngine: HttpProblem(422, _INVALID, hopeless=True),
     errors.ModelUnloaded: HttpProblem(503, retry_after_s=10),

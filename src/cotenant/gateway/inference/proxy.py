@@ -29,7 +29,7 @@ from cotenant.gateway.inference.grammar import check_bounds
 from cotenant.gateway.inference.media import check_media
 from cotenant.gateway.inference.refusals import refusal
 from cotenant.gateway.inference.request import engine_body, engine_head, mended, own_name, parse, upload_head
-from cotenant.gateway.inference.request_log import RequestRecord
+from cotenant.gateway.inference.request_log import CLIENT_CLOSED_REQUEST, RequestRecord
 from cotenant.gateway.inference.request_options import RequestOptions, read_request_options
 from cotenant.gateway.inference.shared import Proxy
 from cotenant.gateway.inference.suspects import Turn, request_hash
@@ -43,8 +43,6 @@ _log = logging.getLogger("cotenant.gateway")
 
 _MAX_ERROR_BYTES: Final = 64 * KIB
 _MAX_ASSEMBLED_BYTES: Final = 256 * MIB
-_CLIENT_CLOSED_REQUEST: Final = 499
-"""The status in the log of a request whose client disconnected first."""
 
 
 @dataclass(slots=True, eq=False)
@@ -77,6 +75,7 @@ class Exchange:
     _turn: Turn | None = None
     _asked_at: int = 0
     _failed: bool = False
+    _reserved: int = 0
     _disconnected: bool = False
     _assembling: bool = False
     _streaming: bool = False
@@ -122,6 +121,7 @@ class Exchange:
             has_media = check_media(request, body, proxy.media_hosts)
             proxy.kinds.check(name, self._target, has_media=has_media)
             proxy.suspects.check(name, self._target.path, body)
+            self._reserved = proxy.admit(self._target, request, size, self._begun_at)
             self._name = name
             self._streaming = request.get("stream") in (True, "true") and self._target.streams
             self._request = request
@@ -146,12 +146,11 @@ class Exchange:
             if self._turn is not None:
                 proxy.suspects.end(self._turn)
             self._counters.by_class[0 if self._disconnected else min(self._status // 100, 5)] += 1
-            if proxy.request_log is not None and self._name is not None:
-                status = _CLIENT_CLOSED_REQUEST if self._disconnected else self._status
+            if self._name is not None and (proxy.key is not None or proxy.request_log is not None):
+                status = CLIENT_CLOSED_REQUEST if self._disconnected else self._status
                 times = self._begun_at, self._granted_at, self._loop.time()
-                proxy.request_log.add(
-                    RequestRecord(*times, self._name, status, *self._tokens, self._options.terms)
-                )
+                ended = RequestRecord(*times, self._name, status, *self._tokens, self._options.terms)
+                proxy.record(ended, self._reserved)
             if self._listener is not None:
                 self._listener.cancel()
 

@@ -17,6 +17,8 @@ from cotenant.interfaces import DEFAULT_TERMS, LeaseTerms
 
 _log = logging.getLogger("cotenant.gateway")
 
+CLIENT_CLOSED_REQUEST: Final = 499
+"""The status of a request whose client disconnected first."""
 _EVERY_S: Final = 1.0
 _OWN_ONLY: Final = 0o600
 

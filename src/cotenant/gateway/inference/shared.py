@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
+from typing import Any
 
 from cotenant.domain.keys import ApiKey
+from cotenant.domain.models import ModelKind
 from cotenant.gateway.http.limits import Limits, Timing
 from cotenant.gateway.inference.allowed_models import AllowedModels
+from cotenant.gateway.inference.dialects import Target
 from cotenant.gateway.inference.disconnects import DisconnectWatch
 from cotenant.gateway.inference.engine_connections import Pool
 from cotenant.gateway.inference.model_kinds import ModelKinds
-from cotenant.gateway.inference.request_log import RequestLog
+from cotenant.gateway.inference.request_log import CLIENT_CLOSED_REQUEST, RequestLog, RequestRecord
 from cotenant.gateway.inference.suspects import Suspects
 from cotenant.gateway.telemetry.counters import RequestCounters
+from cotenant.gateway.telemetry.key_usage import KeyUsage
 from cotenant.interfaces import Router
 
 
 class Proxy:
     """What all requests share: the router, the limits, the connections, the counters.
 
-    `key` is the key of the requests, None if they need none; `of` has what they share for each.
+    `key` is the key of the requests, None if they need none; `of` has what they share for each. `usages` are
+    what the keys have used, by name, whatever becomes of their rights.
     """
 
     def __init__(
@@ -42,6 +47,8 @@ class Proxy:
         self.kinds = ModelKinds(router)
         self.suspects = Suspects()
         self.key: ApiKey | None = None
+        self.usage = KeyUsage()
+        self.usages: dict[str, KeyUsage] = {}
         self._by_key: dict[bytes, Proxy] = {}
 
     def of(self, key: ApiKey | None) -> Proxy:
@@ -52,6 +59,29 @@ class Proxy:
         if found is None or found.key is not key:
             found = self._by_key[key.digest] = copy(self)
             found.key = key
+            found.usage = self.usages.setdefault(key.name, KeyUsage())
             if key.models:
                 found.router = AllowedModels(self.router, key.models)
         return found
+
+    def admit(self, target: Target, request: Mapping[str, Any], size: int, now: float) -> int:
+        """Return the tokens that a request reserves of its key's quota. Raises QuotaExceeded."""
+        if self.key is None:
+            return 0
+        answers = target.streams and ModelKind.TEXT in target.kinds
+        return self.usage.admit(self.key, request, size, now, answers=answers)
+
+    def record(self, record: RequestRecord, reserved: int) -> None:
+        """Record the end of a request that was admitted."""
+        if self.key is not None:
+            left, granted_at = record.status == CLIENT_CLOSED_REQUEST, record.granted_at
+            self.usage.end(
+                0 if left else record.status,
+                (record.prompt_tokens, record.output_tokens),
+                reserved,
+                record.ended_at,
+                wait_s=(record.ended_at if granted_at is None else granted_at) - record.begun_at,
+                answered=granted_at is not None and (left or record.status < 400),
+            )
+        if self.request_log is not None:
+            self.request_log.add(record)

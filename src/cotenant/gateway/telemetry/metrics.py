@@ -6,7 +6,7 @@ loaded. Unknown values have no sample. Counters have no `gpu` label, as models c
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from typing import Final
 
@@ -27,6 +27,7 @@ from cotenant.domain.fragmentation import Fragmentation
 from cotenant.domain.histograms import Histogram
 from cotenant.domain.units import MIB
 from cotenant.gateway.telemetry.counters import ModelCounters, RequestCounters
+from cotenant.gateway.telemetry.key_usage import KeyUsage
 from cotenant.interfaces import AdvisorBook, AlertBook, Operator
 
 _MODEL: Final = ("model", "runtime")
@@ -76,6 +77,7 @@ class Metrics:
     _operator: Operator
     _alerts: AlertBook
     _advisor: AdvisorBook | None = None
+    _usages: Mapping[str, KeyUsage] = field(default_factory=dict)
 
     async def render(self, accept: str) -> tuple[bytes, str]:
         """Return the metrics in the format that a scraper accepts, and the content type.
@@ -96,6 +98,7 @@ class Metrics:
             _of_fragmentation(fragmentation, devices),
             _of_warm(self._operator.warm()),
             _of_requests([*self._request_counters.all()], runtimes),
+            _of_keys([*self._usages.items()]),
             _of_decisions([*self._operator.decision_times().items()]),
             _of_alerts(self._alerts.active(), self._alerts.totals()),
             () if self._advisor is None else _of_advisor(self._advisor.status()),
@@ -252,6 +255,26 @@ def _of_requests(
         _add_histogram(firsts, labels, counters.first_token_s)
         _add_histogram(speeds, labels, counters.tokens_per_s)
     yield from (requests, in_flight, queued, unloads, moves, failures, tokens, seconds, waits, firsts, speeds)
+
+
+def _of_keys(usages: Iterable[tuple[str, KeyUsage]]) -> Iterator[Metric]:
+    requests = CounterMetricFamily(
+        "cotenant_key_requests", "Requests of a key that ended, by class of status", labels=("key", "status")
+    )
+    refused = CounterMetricFamily("cotenant_key_refused", "Requests over the key's quotas", labels=["key"])
+    tokens = CounterMetricFamily("cotenant_key_tokens", "Tokens of a key, by kind", labels=("key", "kind"))
+    waits = CounterMetricFamily("cotenant_key_wait_seconds", "Time that its requests waited", labels=["key"])
+    in_flight = _gauge("cotenant_key_requests_in_flight", "Its requests, waiting ones included", ("key",))
+    for key, usage in usages:
+        for name, count in zip(_CLASSES, usage.by_class, strict=True):
+            if count or name == "2xx":
+                requests.add_metric((key, name), count)
+        refused.add_metric((key,), usage.refused)
+        tokens.add_metric((key, "prompt"), usage.prompt_tokens)
+        tokens.add_metric((key, "completion"), usage.completion_tokens)
+        waits.add_metric((key,), usage.wait_s)
+        in_flight.add_metric((key,), usage.in_flight)
+    yield from (requests, refused, tokens, waits, in_flight)
 
 
 def _of_decisions(times: Iterable[tuple[str, Histogram]]) -> Iterator[Metric]:
