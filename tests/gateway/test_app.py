@@ -134,10 +134,54 @@ async def test_a_base_url_with_a_slash_too_many_means_the_same(path):
 
 
 @pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        *(
+            ("/chat/completions", CHAT),
+            ("/v1/v1/chat/completions", CHAT),
+            ("/v1//v1/chat/completions/", CHAT),
+        ),
+        *(("/v1/tokenize", "/tokenize"), ("/infill/", "/infill"), ("/embeddings", "/v1/embeddings")),
+        *(("/v1/rerank", "/v1/rerank"), ("/rerank", "/v1/rerank"), ("/images/edits", "/v1/images/edits")),
+    ],
+)
+async def test_a_base_url_with_v1_or_without_means_the_same(path, meant):
+    async with StubEngine() as engine, serving(SlotRouter(engine.endpoint)) as port:
+        assert (await post(port, {"model": "llama:latest"}, path)).status == 200
+        assert engine.calls[0].path.decode() == meant
+        for listed in ("/models", "/v1/v1/models"):
+            assert (await fetch(port, "GET", listed)).json()["object"] == "list"
+        assert (await fetch(port, "GET", "/v1/api/tags")).json()["models"]
+        assert (await fetch(port, "GET", "/v1/v1/models/llama:latest")).json()["id"] == "llama"
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "where"),
+    [
+        ("/v1/messages/batches", {}, ("error", "message")),
+        ("/v1/files", {"anthropic-version": "2023-06-01"}, ("error", "message")),
+        ("/api/nowhere", {"User-Agent": "ollama-python/0.6"}, ("error",)),
+        ("/api/nowhere", {}, ("error", "message")),
+    ],
+)
+async def test_an_unknown_path_is_told_in_the_dialect_of_who_asks(path, headers, where):
+    async with serving(_router(MODEL)) as port:
+        reply = await fetch(port, "POST", path, b"{}", **headers)
+    value = reply.json()
+    assert (reply.status, value.get("type")) == (
+        404,
+        "error" if "messages" in path or "anth" in str(headers) else None,
+    )
+    for name in where:
+        value = value[name]
+    assert "there is nothing at" in value
+
+
+@pytest.mark.parametrize(
     ("method", "path", "accept"),
     [
-        *(("POST", "/chat/completions", "text/html"), ("POST", "/v2/rerank", "*/*"), ("POST", "/", "*/*")),
-        *(("GET", "/models", "application/json"), ("GET", "/v2/models", "*/*"), ("PUT", "/x", "text/html")),
+        *(("POST", "/v2/chat/completions", "text/html"), ("POST", "/v2/rerank", "*/*"), ("POST", "/", "*/*")),
+        *(("GET", "/model", "application/json"), ("GET", "/v2/models", "*/*"), ("PUT", "/x", "text/html")),
     ],
 )
 async def test_an_unknown_path_is_told_in_json_to_whoever_is_no_browser(method, path, accept):

@@ -28,6 +28,7 @@ from cotenant.gateway.inference.dialects import (
     anthropic_error,
     ollama_error,
 )
+from cotenant.gateway.inference.paths import form_of_unknown, is_browser, tidy
 from cotenant.gateway.inference.proxy import Exchange
 from cotenant.gateway.inference.request_log import RequestLog
 from cotenant.gateway.inference.shared import Proxy
@@ -151,10 +152,12 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         exchange: Exchange | None = None
-        if scope["path"] not in TARGETS and not scope["path"].startswith(UPSTREAM):
-            _tidy(scope)
+        if scope["path"] not in TARGETS:
+            tidy(scope)
         path = scope["path"]
         form = self._error_forms.get(BLOBS if path.startswith(BLOBS) else path)
+        if form is None and path not in TARGETS:
+            form = form_of_unknown(scope)
         if form is not None:
             send = ErrorTranslator(send, form)
         try:
@@ -237,7 +240,7 @@ class Gateway:
         if path in self._ollama.routes or path.startswith(BLOBS):
             handlers = self._ollama.routes[BLOBS if path.startswith(BLOBS) else path]
         is_page = handlers is None and not path.startswith((_API, _OPENAI))
-        is_page = is_page and (self._console.serves(scope) or _is_browser(scope))
+        is_page = is_page and (self._console.serves(scope) or is_browser(scope))
         key: ApiKey | None = None
         if path != _HEALTH:
             key = self._access.check(scope, is_open=is_page or path == SESSION)
@@ -253,8 +256,6 @@ class Gateway:
             hint = "The operator's API begins at /api/models." if in_api else "OpenAI's API is under /v1."
             if path.startswith(_OPENAI):
                 hint = f"Offered are {', '.join(each for each in TARGETS if each.startswith(_OPENAI))}."
-            if scope["method"] == "POST" and f"{_OPENAI}{path}" in TARGETS:
-                hint = f"OpenAI's API is under /v1: the base URL ends with it, as in {_OPENAI}{path}."
             raise UnknownRoute(f"there is nothing at {path[:200]!r}", hint=hint)
 
     @Route(
@@ -319,20 +320,6 @@ class Gateway:
 
             self._document = document(self.routes)
         return self._document
-
-
-def _tidy(scope: Scope) -> None:
-    """Read `//` as `/`, and leave out a slash at the end: base URLs are often written with one."""
-    path: str = scope["path"]
-    if "//" in path or path.endswith("/"):
-        raw: bytes = scope.get("raw_path") or path.encode()
-        scope["path"] = "/" + "/".join(filter(None, path.split("/")))
-        scope["raw_path"] = b"/" + b"/".join(filter(None, raw.split(b"/")))
-
-
-def _is_browser(scope: Scope) -> bool:
-    """Whether an unknown path is told as a page; programs get an error in JSON."""
-    return scope["method"] in ("GET", "HEAD") and b"html" in dict(scope["headers"]).get(b"accept", b"")
 
 
 def _has_begun(exchange: Exchange | None, send: Send) -> bool:

@@ -56,6 +56,7 @@ async def test_what_an_engine_does_not_speak_is_refused_clearly(path, status, bo
     assert reply.status == 501
     assert reply.headers["x-should-retry"] == "false"
     assert f"does not support {path}" in reply.error["message"]
+    assert ("This server does not" in reply.error["message"]) == status.startswith(b"501")
     assert reply.json().get("type") == ("error" if path == "/v1/messages" else None)
 
 

@@ -32,10 +32,11 @@ async def refusal(reply: EngineConnection, status: int, target: Target) -> tuple
         await reply.more()
         body += reply.take()
     if not target.everywhere and is_foreign(status, body):
+        said = reason_in(body) if status == 501 else None
         chats = target.kinds == CHAT.kinds
         serve = "erve the model with an engine that does"
         raise NotOffered(
-            f"the engine of this model does not support {path}",
+            f"the engine of this model does not support {path}" + (f": {said}" if said else ""),
             hint=f"Use /v1/chat/completions, or s{serve}, as llama.cpp." if chats else f"S{serve}.",
         )
     reason = reason_in(body)
