@@ -4,8 +4,10 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from cotenant.console.app import own_page
+from cotenant.console.app import FRAGMENTS, PAGES, own_page
+from cotenant.domain.keys import ApiKey, key_digest
 from tests.console.looking import following, gateway, look
+from tests.support.daemon.plain_service_operator import PlainServices
 
 KEY = "the-key"
 FORM = {"Content_Type": "application/x-www-form-urlencoded"}
@@ -121,3 +123,26 @@ async def test_without_keys_there_is_no_login():
 )
 def test_the_login_leads_nowhere_else(asked, led):
     assert own_page(asked) == led
+
+
+# The doctor's page is a frame, for which its findings are requested separately.
+PATHS = [
+    *(page.path for page in PAGES if page.path != "/doctor"),
+    *(path for method, path in FRAGMENTS if method == "GET"),
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_browser_has_the_rights_of_the_key_that_it_signed_in_with(path):
+    found = {"counts": dict.fromkeys(("problem", "warning", "unknown", "ok"), 0), "findings": []}
+    keys = (KEY, ApiKey("app", key_digest("app")))
+    app = gateway(api_keys=keys, services=PlainServices(), examine=lambda: found)
+    path = path.replace("{name}", "llama")
+    # What an operator saw a moment ago may still be cached.
+    assert (await look(app, path, Cookie=await cookie_of(app))).status == 200
+    signed_in = await sign_in(app, "app")
+    assert signed_in.status == 303
+    page = await look(app, path, Cookie=signed_in.headers["set-cookie"].partition(";")[0])
+    assert (page.status, "has the scope infer, and this needs operate" in page.text) == (403, True)
+    for seen in ("RTX 3090", "org/bert", "ai-llm"):
+        assert seen not in page.text
