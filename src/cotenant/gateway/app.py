@@ -28,7 +28,7 @@ from cotenant.gateway.inference.dialects import (
     anthropic_error,
     ollama_error,
 )
-from cotenant.gateway.inference.paths import form_of_unknown, is_browser, tidy
+from cotenant.gateway.inference.paths import form_of_unknown, hint_for_unknown, is_browser, tidy
 from cotenant.gateway.inference.proxy import Exchange
 from cotenant.gateway.inference.request_log import RequestLog
 from cotenant.gateway.inference.shared import Proxy
@@ -252,11 +252,7 @@ class Gateway:
         elif is_page:
             await self._console(scope, receive, send)
         else:
-            in_api = path.startswith(_API)
-            hint = "The operator's API begins at /api/models." if in_api else "OpenAI's API is under /v1."
-            if path.startswith(_OPENAI):
-                hint = f"Offered are {', '.join(each for each in TARGETS if each.startswith(_OPENAI))}."
-            raise UnknownRoute(f"there is nothing at {path[:200]!r}", hint=hint)
+            raise UnknownRoute(f"there is nothing at {path[:200]!r}", hint=hint_for_unknown(path))
 
     @Route(
         f"GET {_HEALTH}",

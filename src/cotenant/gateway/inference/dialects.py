@@ -65,17 +65,19 @@ _OTHERS: Final = (
     Target(b"/v1/chat/completions/input_tokens", _GENERATING),
     Target(b"/v1/responses/input_tokens", _GENERATING),
     Target(b"/infill", _GENERATING, streams=True),
+    Target(b"/completion", _GENERATING, streams=True),
+    Target(b"/embedding", EMBEDDINGS.kinds),
     Target(b"/apply-template", _GENERATING),
     Target(b"/tokenize", _READING),
     Target(b"/detokenize", _READING),
 )
 
 TARGETS: Final[Mapping[str, Target]] = {
-    "/rerank": _RERANK,
     **{
         target.path.decode(): target
         for target in (CHAT, COMPLETIONS, EMBEDDINGS, _RERANK, _RESPONSES, _MESSAGES, _COUNT, *_OTHERS)
     },
+    **dict.fromkeys(("/rerank", "/reranking", "/v1/reranking"), _RERANK),
 }
 """The paths that are forwarded to engines without translation, by the client's path."""
 

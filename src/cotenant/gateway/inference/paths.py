@@ -1,10 +1,24 @@
 """Paths as people type them in base URLs, and the dialect in which an unknown one is refused."""
 
+from typing import Final
+
 from cotenant.asgi import Scope
 from cotenant.gateway.inference.dialects import TARGETS, ErrorForm, anthropic_error, ollama_error
 from cotenant.gateway.inference.upstream import UPSTREAM
 
-_V1 = "/v1"
+_V1: Final = "/v1"
+_ELSEWHERE: Final = {
+    "/running": "GET /api/models lists the models with their states.",
+    "/unload": "POST /api/models/{name}/unload unloads a model.",
+    "/models/load": "POST /api/models/{name}/load loads a model.",
+    "/models/unload": "POST /api/models/{name}/unload unloads a model.",
+    "/logs": "GET /api/models/{name}/logs has an engine's log.",
+    "/logs/stream": "GET /api/models/{name}/logs?follow=1 has an engine's log.",
+    **dict.fromkeys(
+        ("/props", "/slots", "/lora-adapters", "/sdapi"), "An engine's own paths are below /upstream/{model}."
+    ),
+}
+"""What others offer at paths that are not offered here."""
 
 
 def tidy(scope: Scope) -> None:
@@ -20,7 +34,7 @@ def tidy(scope: Scope) -> None:
     if f"{_V1}{path}" in TARGETS or (path == "/models" and not is_browser(scope)):
         scope["path"] = f"{_V1}{path}"
         scope["raw_path"] = scope["path"].encode()
-    elif rest != path and (rest in TARGETS or rest.startswith((f"{_V1}/", "/api/"))):
+    elif rest != path and (rest in TARGETS or rest == "/health" or rest.startswith((f"{_V1}/", "/api/"))):
         scope["path"] = rest
         scope["raw_path"] = (scope.get("raw_path") or path.encode()).removeprefix(_V1.encode())
 
@@ -34,6 +48,19 @@ def form_of_unknown(scope: Scope) -> ErrorForm | None:
         return anthropic_error
     agent: bytes = headers.get(b"user-agent", b"")
     return ollama_error if path.startswith("/api/") and agent.lower().startswith(b"ollama") else None
+
+
+def hint_for_unknown(path: str) -> str:
+    """Return what to ask in place of a path that is not offered."""
+    for known in (path, path.rpartition("/")[0], "/" + path.split("/")[1]):
+        if known in _ELSEWHERE:
+            return _ELSEWHERE[known]
+    if path.startswith("/api/"):
+        return "The operator's API begins at /api/models."
+    if path.startswith(_V1):
+        offered = dict.fromkeys(target.path.decode() for target in TARGETS.values())
+        return f"Offered are {', '.join(each for each in offered if each.startswith(_V1))}."
+    return "OpenAI's API is under /v1."
 
 
 def is_browser(scope: Scope) -> bool:
