@@ -25,6 +25,7 @@ from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.alerting.rules import AlertRules, CardMemory
 from cotenant.daemon.core.effects import Effects, Running
 from cotenant.daemon.core.fleet_view import FleetView
+from cotenant.daemon.core.lessor import FleetLessor
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.operator import FleetOperator
 from cotenant.daemon.core.router import FleetRouter
@@ -124,7 +125,7 @@ class Fleet:
         self.operator = FleetOperator(self.loop, reload)
         self.view = FleetView(self.loop)
         self.counters = RequestCounters(self.router)
-        self.metrics = Metrics(self.counters, self.operator, _Alerts())  # type: ignore[arg-type]
+        self.metrics = Metrics(self.counters, self.operator, _Alerts(), FleetLessor(self.loop))  # type: ignore[arg-type]
         self.history = History(self.counters, self.operator)
         self.rules = AlertRules()
 

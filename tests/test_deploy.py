@@ -21,6 +21,7 @@ from cotenant.gateway.telemetry.counters import RequestCounters
 from cotenant.gateway.telemetry.metrics import Metrics
 from tests.gateway.harness import SlotRouter
 from tests.gateway.telemetry.test_history import Book
+from tests.support.daemon.plain_gateway import PlainLessor
 from tests.support.daemon.plain_operator import PlainOperator
 from tests.support.debian import unpacked
 
@@ -38,7 +39,7 @@ def emitted() -> dict[str, set[str]]:
     book = Book(Alert(AlertKind.CARD_LOST, "GPU 0", 0.0, True, "lost"))
     found = {}
     for family in Metrics(
-        RequestCounters(router), PlainOperator(ModelStatus("llama", "ready")), book
+        RequestCounters(router), PlainOperator(ModelStatus("llama", "ready")), book, PlainLessor()
     ).collect(Fragmentation(by_device={"GPU-a": DeviceFragmentation(0.0, 0)})):
         labels = set(getattr(family, "_labelnames", ()))
         found[family.name] = labels | ({"le"} if family.type == "histogram" else set())

@@ -8,7 +8,14 @@ from typing import Protocol
 
 from cotenant.domain.advisors import AdvisorStatus
 from cotenant.domain.alerts import Alert, AlertKind
-from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, WaitEstimate, WarmStatus
+from cotenant.domain.decisions import (
+    Decision,
+    DeviceStatus,
+    LeaseStatus,
+    ModelStatus,
+    WaitEstimate,
+    WarmStatus,
+)
 from cotenant.domain.devices import Device, Inventory
 from cotenant.domain.engines import NO_OPTIONS, Endpoint, EngineBuild, EngineEnd, EngineOptions, EngineReport
 from cotenant.domain.errors import EngineDied, EngineHung, ModelUnloaded
@@ -20,7 +27,7 @@ from cotenant.domain.launching import ON_HOST, LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Projector, Recipe
 from cotenant.domain.moves import MovePlan
 from cotenant.domain.placements import Budget, Placement, Refusal
-from cotenant.domain.requests import ServedModel
+from cotenant.domain.requests import GuestTerms, ServedModel
 
 
 class GpuProbe(Protocol):
@@ -119,6 +126,10 @@ class Lease:
         if end is None or end.cause is None:
             return None
         return (EngineHung if end.cause is Cause.HUNG else EngineDied)(end.why, cause=end.cause)
+
+    def when_ended(self, call: Callable[[], None]) -> None:
+        """Call once the engine has ended."""
+        self._end.add_done_callback(lambda _: call())
 
     def release(self, *, abandoned: bool = False) -> None:
         """Return the slot; a second call does nothing.
@@ -222,6 +233,28 @@ class Operator(Protocol):
 
     def decisions(self) -> AsyncIterator[Decision]:
         """Yield decisions as they are made. A slow reader misses the oldest: the numbers show gaps."""
+
+
+class Lessor(Protocol):
+    """Leases memory to guests: commands that are not ours."""
+
+    def leases(self) -> Sequence[LeaseStatus]:
+        """All leases, the oldest first."""
+
+    async def lease(self, terms: GuestTerms) -> LeaseStatus:
+        """Wait for memory.
+
+        Raises UnknownDevice, BadRequest, DoesNotFit, WaitTimeout, QueueFull or ShuttingDown.
+        """
+
+    async def ended(self, name: str) -> str:
+        """Return why a lease has ended, once it has. Raises UnknownLease."""
+
+    def end(self, name: str, why: str) -> None:
+        """End a lease. Raises UnknownLease."""
+
+    def why(self, name: str) -> Sequence[Decision]:
+        """The last decisions about a lease, oldest first. Raises UnknownLease."""
 
 
 class Mover(Protocol):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from cotenant.domain.decisions import DecisionKind
-from cotenant.domain.residencies import UnloadReason
+from cotenant.domain.residencies import TicketId, UnloadReason
 from cotenant.scheduling import events
 from tests.scheduling.harness import Bench, card, model
 
@@ -53,6 +53,13 @@ def the_daemon_stops(bench: Bench) -> None:
     bench.send(events.StopAsked(bench.now))
 
 
+def a_lease_ends(bench: Bench) -> None:
+    spec = model("lease~1", 3, guest=True)
+    bench.send(events.GuestAsked(bench.now, TicketId(9), "lease~1", 99.0, spec=spec))
+    bench.ready("lease~1")
+    bench.send(events.GuestEnded(bench.now, "lease~1", "its command has ended"))
+
+
 WAYS: dict[UnloadReason, Callable[[Bench], None]] = {
     UnloadReason.KEEP_ALIVE: keep_alive_runs_out,
     UnloadReason.EVICTED: another_needs_its_room,
@@ -64,6 +71,7 @@ WAYS: dict[UnloadReason, Callable[[Bench], None]] = {
     UnloadReason.ENGINE_DIED: its_engine_dies,
     UnloadReason.MOVED: it_moves,
     UnloadReason.SHUTDOWN: the_daemon_stops,
+    UnloadReason.LEASE_ENDED: a_lease_ends,
 }
 
 

@@ -5,8 +5,15 @@ from collections.abc import Sequence
 
 from cotenant.analysis.calibration import Comparison
 from cotenant.cli.flags import file_path
-from cotenant.cli.plan import DOES_NOT_FIT, print_json, print_plan
-from cotenant.cli.plan_input import PlanInput, add_model_options, model_path, read_plan_input
+from cotenant.cli.plan import (
+    DOES_NOT_FIT,
+    PlanInput,
+    add_model_options,
+    model_path,
+    print_json,
+    print_plan,
+    read_plan_input,
+)
 from cotenant.cli.render import analysis_lines, comparison_lines
 from cotenant.cli.table import attributes
 from cotenant.domain.errors import UsageError

@@ -97,6 +97,18 @@ class Daemon:
         """Yield bytes as they arrive, until the daemon ends the response."""
         return self._body("GET", path, None, accept=_TEXT)
 
+    def lines(self, path: str, payload: object) -> Iterator[Any]:
+        """Send a request and yield the JSON of each line of the response, as they arrive."""
+        rest = b""
+        for piece in self._body("POST", path, None, payload):
+            *whole, rest = (rest + piece).split(b"\n")
+            yield from (json.loads(line) for line in whole if line)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine, by its address."""
+        return self._endpoint.host in ("127.0.0.1", "localhost", "::1")
+
     def _json(self, method: str, path: str, timeout_s: float | None, payload: object = None) -> Any:
         body = b"".join(self._body(method, path, timeout_s, payload))
         try:

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cotenant.cli.plan_input import model_path
+from cotenant.cli.plan import model_path
 from cotenant.cli.serve import add_serve_options, serve_model
 from cotenant.daemon.log_format import LogFormat, log_to_stderr
 from cotenant.domain.errors import HubError

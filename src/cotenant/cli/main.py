@@ -26,6 +26,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str | None]]] = {
     "pin": ("control", "keep a model from being evicted, or stop doing so"),
     "move": ("move", "move a loaded model to other GPUs, without ending a request"),
     "defrag": ("defrag", "show or make the moves of loaded models after which another one fits"),
+    "lease": ("lease", "run a command in GPU memory that a daemon holds for it"),
     "why": ("control", "show what was decided about a model, and why"),
     "logs": ("control", "show the log of a model's engine"),
     "doctor": ("doctor", "check this machine for problems and suggest fixes"),

@@ -25,7 +25,8 @@ def run(args: argparse.Namespace) -> int:
     """Print models and devices. Raises DaemonSilent."""
     daemon = Daemon(args)
     shown = {**daemon.get("/api/models"), **daemon.get("/api/devices")}
-    text = lines(shown["models"], shown["devices"], shown["warm"], shown["fragmentation"])
+    tenants = [*shown["models"], *shown["leases"]]
+    text = lines(tenants, shown["devices"], shown["warm"], shown["fragmentation"])
     return print_result(args, shown, text)
 
 
@@ -35,7 +36,7 @@ def lines(
     warm: Mapping[str, Any] | None = None,
     fragmentation: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
-    """Render the models as columns, what of their files is in RAM, and a bar for each device."""
+    """Render models and leases as columns, what of their files is in RAM, and a bar for each device."""
     names = {device["uuid"]: device_index(device) for device in devices}
     yield from table_lines(_columns(names), [engine for model in models for engine in _engines(model)])
     if not models:

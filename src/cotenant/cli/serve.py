@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cotenant.cli.doctor import machine_checks
 from cotenant.cli.flags import add_setting, file_path, flag, is_given, kept_to
-from cotenant.cli.plan_input import add_model_options, model_path, read_plan_input
+from cotenant.cli.plan import add_model_options, model_path, read_plan_input
 from cotenant.cli.render import (
     analysis_lines,
     comparison_lines,

@@ -20,7 +20,7 @@ from cotenant.console.view_data import (
 async def show(request: PageRequest) -> View:
     """Show the overview. Raises ApiFault."""
     response = await request.api.get("/api/models")
-    models = response["models"]
+    models, leases = response["models"], response["leases"]
     memory = await request.api.find("/api/devices", {"devices": []})
     devices, fragmentation = memory["devices"], memory.get("fragmentation")
     # The API lists devices in planning order, which changes as they fill.
@@ -29,7 +29,8 @@ async def show(request: PageRequest) -> View:
     history = await request.api.find("/api/history", {})
     decisions = (await request.api.find("/api/decisions?limit=60", {"decisions": []}))["decisions"]
     alerts = (await request.api.find("/api/alerts", {"active": []}))["active"]
-    colours = request.palette.of([model["name"] for model in models if model.get("devices")])
+    tenants = [*models, *leases]
+    colours = request.palette.of([each["name"] for each in tenants if each.get("devices")])
     names, rates = short_names(devices), last_rates(history)
     rows = [
         Part(
@@ -46,7 +47,7 @@ async def show(request: PageRequest) -> View:
             "summary": Part(
                 "summary",
                 "overview_summary.html",
-                {**_summary(models, devices), "warm": response.get("warm")},
+                {**_summary(models, devices), "warm": response.get("warm"), "leases": leases},
             ),
             "moves": moves_part(gain),
             "alerts": Rows(
@@ -61,7 +62,7 @@ async def show(request: PageRequest) -> View:
                 ],
             ),
             "cards": await device_rows(
-                request, "cards", "card", devices, models, colours, plot=True, fragmentation=fragmentation
+                request, "cards", "card", devices, tenants, colours, plot=True, fragmentation=fragmentation
             ),
             "models": Rows("models", rows),
             "decisions": Rows("decisions", [decision_part(each) for each in reversed(decisions)]),

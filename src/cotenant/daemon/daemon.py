@@ -19,6 +19,7 @@ from cotenant.daemon.core.active_configuration import ActiveConfiguration
 from cotenant.daemon.core.effects import Effects
 from cotenant.daemon.core.fleet_view import FleetView
 from cotenant.daemon.core.inputs import AfterReady, DaemonInputs, StartReporter
+from cotenant.daemon.core.lessor import FleetLessor
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.mover import FleetMover
 from cotenant.daemon.core.operator import FleetOperator
@@ -132,6 +133,7 @@ class Daemon:
         )
         self._router = FleetRouter(loop, active.remedies)
         self._operator = FleetOperator(loop, active.reload)
+        self._lessor = FleetLessor(loop)
         self._mover = FleetMover(loop, store, lambda: active.configuration.devices.drain)
 
         view = FleetView(loop)
@@ -280,6 +282,7 @@ class Daemon:
             self._router,
             self._operator,
             mover=self._mover,
+            lessor=self._lessor,
             request_log=None if server.request_log is None else RequestLog(server.request_log),
             services=self._services,
             alerts=self._alerts,

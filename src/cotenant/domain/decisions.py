@@ -116,6 +116,26 @@ class ModelStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseStatus:
+    """Memory of devices that a command leases, or waits for (`waiting`), in bytes.
+
+    It has been in its `state` since `since_s` ago, and ends in `left_s`, None for no set time. Its process
+    `pid` held `measured_bytes` when last seen. `env` shows a process exactly the devices of the lease.
+    """
+
+    name: str
+    state: str
+    predicted_bytes: int
+    since_s: float
+    left_s: float | None = None
+    devices: tuple[str, ...] = ()
+    bytes_by_device: Mapping[str, int] = field(default_factory=dict)
+    measured_bytes: int | None = None
+    pid: int | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class WarmStatus:
     """The model files that are kept in host RAM, in bytes: at most `budget_bytes`, `by_model` as last seen.
 

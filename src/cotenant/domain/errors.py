@@ -331,6 +331,12 @@ class UnknownModel(RequestError):
         return cls(f"the model {name!r} is not served here", hint=hint)
 
 
+class UnknownLease(RequestError):
+    """No lease has this name, or it has ended."""
+
+    code = "unknown_lease"
+
+
 class WrongKind(RequestError):
     """The kind of the model does not support this request: an embedding model cannot chat."""
 

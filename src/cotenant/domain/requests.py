@@ -44,3 +44,17 @@ class ServedModel:
     recipe: Recipe | None = None
     file: ModelFile | None = None
     vision: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GuestTerms:
+    """What a command wants: memory of one device, any or `gpu`, for `lasts_s`, None without an end.
+
+    It waits `wait_s` at most. `pid` is its process, or one that it descends from.
+    """
+
+    bytes: int
+    gpu: str | None = None
+    lasts_s: float | None = None
+    wait_s: float = 600.0
+    pid: int | None = None

@@ -31,6 +31,7 @@ class UnloadReason(StrEnum):
     ENGINE_DIED = "engine_died"
     MOVED = "moved"
     SHUTDOWN = "shutdown"
+    LEASE_ENDED = "lease_ended"
 
 
 class RefusalCode(StrEnum):

@@ -37,6 +37,7 @@ from cotenant.gateway.ollama.api import BLOBS, OllamaApi
 from cotenant.gateway.operator.advice import AdviceRoutes
 from cotenant.gateway.operator.decisions import DecisionRoutes
 from cotenant.gateway.operator.doctor import DoctorRoutes
+from cotenant.gateway.operator.leases import LeaseRoutes
 from cotenant.gateway.operator.models import NAME, ModelRoutes
 from cotenant.gateway.operator.moves import MoveRoutes
 from cotenant.gateway.operator.schema import HealthResponse, OpenAiModelResponse, OpenAiModelsResponse
@@ -47,6 +48,7 @@ from cotenant.gateway.telemetry.metrics import Metrics
 from cotenant.interfaces import (
     AdvisorBook,
     AlertBook,
+    Lessor,
     Mover,
     Operator,
     Planner,
@@ -95,6 +97,7 @@ class Gateway:
         operator: Operator,
         *,
         mover: Mover,
+        lessor: Lessor,
         alerts: AlertBook,
         puller: Puller,
         planner: Planner,
@@ -127,13 +130,14 @@ class Gateway:
             **dict.fromkeys(self._ollama.routes, ollama_error),
         }
         self._history = History(self._proxy.counters, operator)
-        self._metrics = Metrics(self._proxy.counters, operator, alerts, advisor, self._proxy.usages)
-        self._models = ModelRoutes(router, operator, timing)
+        self._metrics = Metrics(self._proxy.counters, operator, alerts, lessor, advisor, self._proxy.usages)
+        self._models = ModelRoutes(router, operator, lessor, timing)
         self._table = RouteTable(
             self,
             self._models,
             MoveRoutes(router, mover),
-            DecisionRoutes(router, operator, alerts, services, clock, timing),
+            LeaseRoutes(lessor),
+            DecisionRoutes(router, operator, lessor, alerts, services, clock, timing),
             self._history,
             self._access,
             DoctorRoutes(examine),

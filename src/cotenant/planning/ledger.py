@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from cotenant.domain.devices import HOST_ID, Device, DeviceId, DeviceKind
@@ -11,6 +11,7 @@ from cotenant.domain.placements import Budget
 from cotenant.domain.residencies import ResidencyId
 from cotenant.domain.units import format_bytes
 from cotenant.planning.budgets import FREE_UNKNOWN
+from cotenant.planning.claims import Account, Claim
 from cotenant.planning.compute_modes import ANY_NUMBER, Admission
 from cotenant.planning.device_map import DeviceMap
 from cotenant.planning.rooms import Rooms
@@ -39,26 +40,6 @@ class DeviceReading:
     admission: Admission = ANY_NUMBER
 
 
-@dataclass(slots=True)
-class Claim:
-    """Bytes held for a residency, by device, from the decision to load until they are seen back.
-
-    `shown_at` is when the engine had taken them: a Reading from then on includes them.
-    """
-
-    residency: ResidencyId
-    bytes_by_device: dict[DeviceId, int]
-    shown_at: float | None = None
-
-
-@dataclass(slots=True)
-class _Account:
-    """The claims on one device, and their sum in bytes."""
-
-    claims: dict[ResidencyId, Claim] = field(default_factory=dict)
-    claimed_bytes: int = 0
-
-
 class Ledger:
     """The last Reading of every device, and all claims.
 
@@ -77,7 +58,7 @@ class Ledger:
         self.drained: frozenset[DeviceId] = frozenset()
         self.claims: dict[ResidencyId, Claim] = {}
         self.changed: set[DeviceId] = set()
-        self._accounts: dict[DeviceId, _Account] = {}
+        self._accounts: dict[DeviceId, Account] = {}
         self._nodes: dict[str | None, tuple[DeviceId, ...]] = {}
         self.devices = DeviceMap()
         self._rooms = Rooms()
@@ -119,11 +100,15 @@ class Ledger:
             self._touch(device)
         self.drained = devices
 
-    def claim(self, residency: ResidencyId, bytes_by_device: dict[DeviceId, int]) -> None:
-        """Hold bytes for a residency, from now until they are released."""
-        self.claims[residency] = claim = Claim(residency, bytes_by_device)
+    def claim(
+        self, residency: ResidencyId, bytes_by_device: dict[DeviceId, int], *, grows: bool = False
+    ) -> None:
+        """Hold bytes for a residency until they are released; one that `grows` takes them at any time."""
+        self.claims[residency] = claim = Claim(residency, bytes_by_device, grows=grows)
+        if grows:
+            claim.foreign_before = {device: self.foreign_bytes(device) for device in bytes_by_device}
         for device, count in bytes_by_device.items():
-            account = self._accounts.setdefault(device, _Account())
+            account = self._accounts.setdefault(device, Account())
             account.claims[residency] = claim
             account.claimed_bytes += count
             self._touch(device)
@@ -200,8 +185,11 @@ class Ledger:
         unshown = sum(
             claim.bytes_by_device[device]
             for claim in (account.claims.values() if account else ())
-            if claim.shown_at is None or claim.shown_at > reading.at
+            if not claim.grows and (claim.shown_at is None or claim.shown_at > reading.at)
         )
+        if account is not None and reading.free_bytes is not None:
+            used = reading.capacity_bytes - reading.free_bytes
+            unshown += account.growth(device, used, reading.engine_bytes)
         return min(by_ledger, reading.free_bytes - unshown) - self.reserve_bytes
 
     def host_budget(self, freed: Mapping[DeviceId, int]) -> Budget | None:
@@ -319,7 +307,8 @@ class Ledger:
             fresh.read((*(self.readings[device] for device in devices), *host), node)
         for claim in self.claims.values():
             fresh.claim(claim.residency, dict(claim.bytes_by_device))
-            fresh.claims[claim.residency].shown_at = claim.shown_at
+            anew = fresh.claims[claim.residency]
+            anew.shown_at, anew.grows, anew.foreign_before = claim.shown_at, claim.grows, claim.foreign_before
         return fresh
 
     def _reading(self, device: DeviceId) -> DeviceReading:

@@ -32,6 +32,25 @@ class RequestArrived(Event):
     keep_alive_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestAsked(RequestArrived):
+    """A command that is not ours wants memory: it is leased for `lasts_s`, None until `GuestEnded`.
+
+    `model` is the lease's name, as `spec` has it, which no other has; the rest is as for a request.
+    """
+
+    spec: ModelSpec
+    lasts_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GuestEnded(Event):
+    """A lease ends, granted or not, for the reason `why`; one that has ended already is no fault."""
+
+    model: str
+    why: str
+
+
 @dataclass(frozen=True, slots=True)
 class RequestLeft(Event):
     """A client that was waiting has left."""

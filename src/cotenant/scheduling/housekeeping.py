@@ -10,6 +10,7 @@ from cotenant.domain.units import format_bytes, format_count, format_duration
 from cotenant.planning.device_choice import choose_devices
 from cotenant.scheduling.advice import advised_keep_alive
 from cotenant.scheduling.events import DevicesRead
+from cotenant.scheduling.guests import ends, with_overuse
 from cotenant.scheduling.model_state import ModelState
 from cotenant.scheduling.moves import instants
 from cotenant.scheduling.placing import choose_fits, drain_credit_s, longest_wait_s
@@ -24,7 +25,7 @@ _PREFETCH_CHANCE = 0.5
 def read_devices(state: State, event: DevicesRead, out: Outbox) -> None:
     """Record Readings: release claims whose bytes are free again, and unload models of lost devices."""
     known = {*state.ledger.devices_of(event.node)}
-    lost = state.ledger.read(event.readings, event.node)
+    lost = state.ledger.read(with_overuse(state, event.readings, out), event.node)
     measured: dict[ResidencyId, int] = {}
     for reading in event.readings:
         for holder, count in (reading.engine_bytes or {}).items():
@@ -43,7 +44,7 @@ def read_devices(state: State, event: DevicesRead, out: Outbox) -> None:
         )
         for residency in _on(state, device):
             model = state.models[residency.model]
-            if model.stays_as == residency.id and model.successor is None:
+            if model.stays_as == residency.id and model.successor is None and not residency.guest:
                 state.want(model, "its device is gone")
             drop_leases(state, residency)
             unload(state, residency, out, UnloadReason.DEVICE_LOST, f"its device {device} is gone")
@@ -173,6 +174,7 @@ def _instants(state: State, now: float) -> Iterator[float]:
         if reservation.drains:
             yield reservation.at + state.settings.drain_limit_s
     yield from instants(state)
+    yield from ends(state)
     cold = [model for model in state.cold_and_wanted() if model.spec.name not in state.reservations]
     if not cold:
         return

@@ -22,7 +22,8 @@ class ModelSpec:
     is spread over all rather than packed on one. `slots` requests run at once. It is unloaded `keep_alive_s`
     after its last request, None never. `load_s` is the first estimate of its load time, replaced by
     measurements. A higher `priority` waits less. One with `preload` is loaded again if its engine dies.
-    `seen_bytes` is what it was measured to hold, if its memory cannot be computed.
+    `seen_bytes` is what it was measured to hold, if its memory cannot be computed. A `guest` is no model, but
+    memory that is leased to a command which is not ours (`guests`).
     """
 
     name: str
@@ -37,6 +38,7 @@ class ModelSpec:
     priority: int = 0
     load_s: float = 10.0
     seen_bytes: int | None = None
+    guest: bool = False
 
 
 @dataclass(frozen=True, slots=True)

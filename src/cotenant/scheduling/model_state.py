@@ -1,9 +1,10 @@
-"""A served model: its waiting requests, its history, and why it is not loaded."""
+"""A served model: its waiting requests, its history, why it is not loaded, and room that is made for it."""
 
 from dataclasses import dataclass, field
 
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.exit_causes import Cause
+from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyId, TicketId
 from cotenant.planning.device_needs import DeviceNeeds, Fit
 from cotenant.scheduling.demand import Demand
@@ -116,4 +117,29 @@ class ModelState:
     @property
     def stays(self) -> bool:
         """Whether it is to stay loaded: its engine is replaced if it dies, without a request."""
-        return (self.spec.preload or self.pinned) and not self.removed
+        stays = (self.spec.preload or self.pinned) and not self.removed
+        return stays and not self.spec.guest
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """A move without a successor: a model that was on devices of this name goes to these."""
+
+    devices: frozenset[DeviceId]
+    moved_from: str
+
+
+@dataclass(slots=True)
+class Reservation:
+    """Room being made for a model: its victims go first. `drains` says that busy ones are among them.
+
+    With `reload` it moves: the only victim is its own residency.
+    """
+
+    model: str
+    placement: Placement
+    bytes_by_device: dict[DeviceId, int]
+    victims: set[ResidencyId]
+    at: float
+    drains: bool = False
+    reload: Reload | None = None

@@ -18,9 +18,8 @@ from cotenant.domain.residencies import ResidencyState, UnloadReason
 from cotenant.domain.units import format_count, format_duration
 from cotenant.planning.device_choice import choose_devices
 from cotenant.planning.host_memory import on_host, placement_bytes
-from cotenant.scheduling.model_state import ModelState
+from cotenant.scheduling.model_state import ModelState, Reload, Reservation
 from cotenant.scheduling.placing import choose_fits, end_reservation
-from cotenant.scheduling.reservation import Reload, Reservation
 from cotenant.scheduling.residency import Residency
 from cotenant.scheduling.room import never_fits, reserved
 from cotenant.scheduling.state import Outbox, State
@@ -318,6 +317,8 @@ def obstacle(state: State, model: ModelState) -> str:
 
 def _fixed(residency: Residency) -> str:
     """Return why a model is never moved; empty if it may be."""
+    if residency.guest:
+        return "it is memory that a command has leased"
     if not residency.bytes_by_device:
         return "it is served elsewhere and holds no memory here"
     traits = residency.placement.recipe.engine.traits

@@ -12,9 +12,8 @@ from cotenant.domain.residencies import RefusalCode, ResidencyId, UnloadReason
 from cotenant.domain.units import format_count, format_duration
 from cotenant.planning.device_needs import DeviceNeeds
 from cotenant.planning.host_memory import on_host, placement_bytes
-from cotenant.scheduling.model_state import Attempt, ModelState
+from cotenant.scheduling.model_state import Attempt, ModelState, Reservation
 from cotenant.scheduling.requests import refuse
-from cotenant.scheduling.reservation import Reservation
 from cotenant.scheduling.room import Room, emptied_host, never_fits
 from cotenant.scheduling.state import Outbox, State
 from cotenant.scheduling.transitions import resume, start, unload_when_idle
@@ -182,7 +181,7 @@ def _place(now: _Pass, model: ModelState, out: Outbox) -> None:
     else:
         tried = Attempt(state.step, math.inf, now.is_overdue(model), state.ledger.host is not None)
         model.tried = tried
-    crowded = state.max_loaded_reached()
+    crowded = not model.spec.guest and state.max_loaded_reached()
     room, nodes = now.room(), _nodes_of(state, among)
     now_free = room.choose(model, nodes)
     if isinstance(now_free, Placement) and not (crowded and placement_bytes(now_free)):
@@ -204,6 +203,9 @@ def _place(now: _Pass, model: ModelState, out: Outbox) -> None:
         return
     may_fit_still = among is not None and tried.hope and not {*tried.hope} & {*among}
     reason = None if may_fit_still else never_fits(state, model, tried)
+    if reason and model.spec.guest and isinstance(model.fit(state.ledger.whole()), Placement):
+        # A lease is waited for as long as its client says, whatever is in the way.
+        reason = None
     if reason is not None:
         _refuse(state, model, reason, out)
     else:

@@ -25,7 +25,8 @@ class Residency:
 
     `last_seen` is the last measurement of each card that shows memory of the engine, or else the one at its
     end. `pending_unload` is why it is unloaded once it is idle. `leases` are those that are out, with the
-    instants of their grants. `moved_from` names the devices where its model was, if a move started it.
+    instants of their grants. `moved_from` names the devices where its model was, if a move started it. A
+    `guest` is memory that is leased to a command.
     """
 
     id: ResidencyId
@@ -43,6 +44,7 @@ class Residency:
     measured_bytes: int | None = None
     pending_unload: tuple[UnloadReason, str] | None = None
     moved_from: str | None = None
+    guest: bool = False
 
     @property
     def in_flight(self) -> int:

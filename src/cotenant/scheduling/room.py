@@ -155,8 +155,10 @@ def never_fits(state: State, model: ModelState, tried: Attempt | None = None) ->
     pinned = [r for r in state.residencies.values() if _stays(state, r)]
     if not pinned:
         return reason
-    names = ", ".join(sorted(residency.model for residency in pinned))
-    reason = f"next to {names} (pinned): {reason}"
+    names = ", ".join(
+        f"{r.model} ({'leased' if r.guest else 'pinned'})" for r in sorted(pinned, key=lambda r: r.model)
+    )
+    reason = f"next to {names}: {reason}"
     full = ledger.full(Counter({device: _leaving(state, device) for device in ledger.readings}))
     return "; ".join((reason, *(text for text in full if text.partition(": ")[2] not in reason)))
 

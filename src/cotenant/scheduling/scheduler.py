@@ -5,7 +5,7 @@ from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, Resid
 from cotenant.domain.units import format_duration
 from cotenant.planning.device_needs import DeviceNeeds
 from cotenant.planning.ledger import Ledger
-from cotenant.scheduling import events, moves
+from cotenant.scheduling import events, guests, moves
 from cotenant.scheduling.advice import apply_advice, expire_advice
 from cotenant.scheduling.commands import Command, WakeAt
 from cotenant.scheduling.estimates import expire, wait_estimate
@@ -58,6 +58,10 @@ class Scheduler:
         """Process one event. Raises UnknownModel for a name that is not served."""
         state, out = self.state, Outbox(self.state, event.at, type(event).__name__)
         match event:
+            case events.GuestAsked():
+                guests.ask(state, event, out)
+            case events.GuestEnded(_, name, why):
+                guests.end(state, name, why, out)
             case events.RequestArrived():
                 arrive(state, event, out)
             case events.LeaseReleased():
@@ -158,6 +162,7 @@ class Scheduler:
         fulfil_reservations(state, out)
         moves.continue_moves(state, out)
         schedule(state, out)
+        guests.settle(state, out)
         prefetch(state, out)
         waiting = state.reservations or state.cold_and_wanted()
         state.awaiting_room = bool(waiting or moves.awaits_room(state))
@@ -238,7 +243,7 @@ class Scheduler:
         for name, spec in served.items():
             self._serve(name, spec)
         choose_fits(state, (state.models[name] for name in served))
-        for name in [name for name in state.models if name not in served]:
+        for name in [name for name in state.models if name not in served and name not in state.guests]:
             self._remove(name, out)
         for name in event.replaced & served.keys():
             moves.cancel_move(state, state.models[name], out, "its configuration changed")
@@ -300,6 +305,8 @@ class Scheduler:
 
     def _stop_asked(self, out: Outbox) -> None:
         self.state.stopping = True
+        for name in [*self.state.guests]:
+            guests.end(self.state, name, "the daemon is shutting down", out)
         for model in [*self.state.models.values()]:
             model.wanted, model.wanted_later = "", ""
             refuse(self.state, model.queue, RefusalCode.STOPPING, "the daemon is shutting down", out)

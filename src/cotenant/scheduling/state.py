@@ -16,9 +16,8 @@ from cotenant.scheduling.commands import Command, PublishDecision
 from cotenant.scheduling.deadlines import Deadlines
 from cotenant.scheduling.demand import GapHistogram
 from cotenant.scheduling.model_spec import SchedulerSettings
-from cotenant.scheduling.model_state import ModelState, Ticket
+from cotenant.scheduling.model_state import ModelState, Reservation, Ticket
 from cotenant.scheduling.policy import Policy
-from cotenant.scheduling.reservation import Reservation
 from cotenant.scheduling.residency import Residency
 
 _RECENT_WAITS: Final = 200
@@ -45,20 +44,34 @@ class ActiveAdvice:
 
 
 @dataclass(slots=True)
+class Guest:
+    """A lease of memory: how long it lasts, None for no limit, and when it ends, once it is granted.
+
+    `over_bytes` is what it was last seen to hold beyond the lease.
+    """
+
+    lasts_s: float | None
+    ends_at: float | None = None
+    over_bytes: int = 0
+
+
+@dataclass(slots=True)
 class State:
     """The whole state of the scheduler; `awaiting_room` says that a model waits for memory.
 
-    `changed_at` is when models or devices were last added or removed. `unload_s` is how long the last unload
-    took, until its memory was seen free. `by_state` are the ids of the residencies,
-    `idle` those that nothing uses, the longest idle first. `deadlines` are those of tickets, `keep_alives`
-    those of idle models, `advice_ends` those of advice by model. `touched` are the devices where something
-    has changed for cold models, each with the last step at which it did, the latest last.
+    `guests` are the leases of memory, by name; `models` has them too. `changed_at` is when models or
+    devices were last added or removed. `unload_s` is how long the last unload took, until its memory was
+    seen free. `by_state` are the ids of the residencies, `idle` those that nothing uses, the longest idle
+    first. `deadlines` are those of tickets, `keep_alives` those of idle models, `advice_ends` those of
+    advice by model. `touched` are the devices where something has changed for cold models, each with the
+    last step at which it did, the latest last.
     """
 
     settings: SchedulerSettings
     ledger: Ledger
     policy: Policy
     models: dict[str, ModelState] = field(default_factory=dict)
+    guests: dict[str, Guest] = field(default_factory=dict)
     residencies: dict[ResidencyId, Residency] = field(default_factory=dict)
     leases: dict[LeaseId, ResidencyId] = field(default_factory=dict)
     tickets: dict[TicketId, Ticket] = field(default_factory=dict)
@@ -239,15 +252,16 @@ class State:
         """Count the models that are loaded or loading, and those with a reservation.
 
         A reservation takes the places of its victims, also while they drain. A model that takes no memory,
-        since it is served elsewhere, does not count, and one that moves counts once.
+        since it is served elsewhere, does not count, nor does a guest, and one that moves counts once.
         """
         loaded = {
             r.id
             for r in self.residencies.values()
-            if r.bytes_by_device and not r.gone and self.models[r.model].residency == r.id
+            if r.bytes_by_device and not (r.gone or r.guest) and self.models[r.model].residency == r.id
         }
-        victims = [reservation.victims & loaded for reservation in self.reservations.values()]
-        return len(loaded.difference(*victims)) + sum(max(1, len(each)) for each in victims)
+        victims = {name: each.victims & loaded for name, each in self.reservations.items()}
+        places = (max(name not in self.guests, len(each)) for name, each in victims.items())
+        return len(loaded.difference(*victims.values())) + sum(places)
 
     def max_loaded_reached(self) -> bool:
         """Whether no further model may be loaded unless another one is unloaded."""

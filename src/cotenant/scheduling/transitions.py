@@ -87,10 +87,11 @@ def start(
         state=LOADING,
         since=out.at,
         slots=model.spec.slots,
+        guest=model.spec.guest,
     )
     state.residencies[residency.id] = residency
     state.by_state[LOADING].add(residency.id)
-    state.ledger.claim(residency.id, residency.bytes_by_device)
+    state.ledger.claim(residency.id, residency.bytes_by_device, grows=residency.guest)
     model.tried = None
     if successor:
         model.successor = residency.id
@@ -103,10 +104,12 @@ def start(
     where = "connecting to where it is served" if elsewhere else "loading without memory of a GPU"
     if residency.bytes_by_device:
         where = f"loading on {device_labels(residency)}: {format_bytes(residency.bytes)}"
+    if residency.guest:
+        where = f"leases {format_bytes(residency.bytes)} of {device_labels(residency)}"
     out.publish(
         DecisionKind.LOAD,
         residency.model,
-        f"{where}, about {format_duration(model.load_s)}; {why}",
+        f"{where}; {why}" if residency.guest else f"{where}, about {format_duration(model.load_s)}; {why}",
         bytes=residency.bytes,
         expected_s=model.load_s,
     )
@@ -127,7 +130,8 @@ def became_ready(state: State, residency: Residency, out: Outbox, placement: Pla
     model.last_used = out.at
     enter(state, residency, READY, out.at)
     residency.ready_at = out.at
-    state.ledger.show(residency.id, out.at)
+    if not residency.guest:
+        state.ledger.show(residency.id, out.at)
     lower_claim(state, residency, model.spec.seen_bytes)
     out.publish(DecisionKind.READY, residency.model, f"ready after {format_duration(took_s)}", load_s=took_s)
 
@@ -274,8 +278,8 @@ def _seen_back(state: State, residency: Residency, device: DeviceId) -> bool:
         return False
     if reading.engine_bytes is not None:
         return residency.id not in reading.engine_bytes and not _inherited(residency, reading)
-    if residency.ready_at is None:
-        # It is unknown how much was taken when it died: any later Reading counts.
+    if residency.ready_at is None or residency.guest:
+        # It is unknown how much was taken when it ended: any later Reading counts.
         return True
     expected = _SEEN_BACK * residency.bytes_by_device[device]
     return reading.free_bytes - residency.last_seen[device].free_bytes >= expected

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cotenant.cli.plan_input import add_model_options, read_recipe
+from cotenant.cli.plan import add_model_options, read_recipe
 from cotenant.clock import ManualClock
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.models import MAX_CTX, CacheType, FlashAttention, Recipe, SplitMode, SplitPolicy

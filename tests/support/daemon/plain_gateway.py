@@ -5,10 +5,12 @@ from typing import Any
 
 from cotenant.asgi import Receive, Scope, Send
 from cotenant.domain.alerts import Alert, AlertKind
-from cotenant.domain.errors import CannotMove, NotOffered, UnknownRoute
+from cotenant.domain.decisions import Decision, LeaseStatus
+from cotenant.domain.errors import CannotMove, NotOffered, UnknownLease, UnknownRoute
 from cotenant.domain.hub import PullStep
 from cotenant.domain.keys import ApiKey, flat_key
 from cotenant.domain.moves import MoveMethod, MovePlan
+from cotenant.domain.requests import GuestTerms
 from cotenant.gateway.app import Gateway
 from cotenant.gateway.http.problems import send_problem
 from cotenant.interfaces import Operator, PlanAnswer, PlanQuery, Router
@@ -66,6 +68,28 @@ class NoMover:
         pass
 
 
+class PlainLessor:
+    """Grants everything, at once and under one name, and lists nothing."""
+
+    def leases(self) -> Sequence[LeaseStatus]:
+        return ()
+
+    async def lease(self, terms: GuestTerms) -> LeaseStatus:
+        return LeaseStatus("lease~1", "leased", terms.bytes, 0.0)
+
+    async def ended(self, name: str) -> str:
+        self.why(name)
+        return "it was given back"
+
+    def end(self, name: str, why: str) -> None:
+        self.why(name)
+
+    def why(self, name: str) -> Sequence[Decision]:
+        if name != "lease~1":
+            raise UnknownLease(f"there is no lease {name!r}")
+        return ()
+
+
 class NoPages:
     """A console without pages."""
 
@@ -89,6 +113,7 @@ def plain_gateway(router: Router, operator: Operator | None = None, **options: A
     plain: dict[str, Any] = {
         "alerts": NoAlerts(),
         "mover": NoMover(),
+        "lessor": PlainLessor(),
         "puller": NoPuller(),
         "planner": NoPlanner(),
         "console": lambda api: NoPages(),

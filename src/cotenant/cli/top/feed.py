@@ -47,7 +47,8 @@ class Feed:
 
     def read(self) -> Snapshot:
         """Fetch everything once. Raises DaemonSilent, or an error of the daemon."""
-        models = self._daemon.get("/api/models")["models"]
+        tenants = self._daemon.get("/api/models")
+        models = [*tenants["models"], *tenants["leases"]]
         earlier = [] if self._decisions else self._past_decisions(models)
         with self._lock:
             if not self._decisions:

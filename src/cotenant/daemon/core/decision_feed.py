@@ -45,6 +45,10 @@ class DecisionFeed:
         """Forget the decisions about all other models."""
         self._by_model = {name: kept for name, kept in self._by_model.items() if name in models}
 
+    def forget(self, model: str) -> None:
+        """Forget the decisions about a model."""
+        self._by_model.pop(model, None)
+
     def recent(self) -> Sequence[Decision]:
         """Return the last decisions about any model, oldest first."""
         return tuple(self._recent)

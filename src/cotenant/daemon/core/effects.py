@@ -110,12 +110,13 @@ class Effects:
         placement: Placement,
         post: Post,
         in_flight: Callable[[], int],
+        host: EngineHost | None = None,
     ) -> None:
-        """Start an engine; EngineReady or EngineExited is posted."""
+        """Start an engine, by its own `host` if it has one; EngineReady or EngineExited is posted."""
         loop = asyncio.get_running_loop()
         running = Running(entry.name, placement, loop.create_future(), post, in_flight)
         self.running[residency] = running
-        running.task = loop.create_task(self._run(residency, entry, running))
+        running.task = loop.create_task(self._run(residency, entry, running, host or self.host))
 
     def stop(self, residency: ResidencyId, *, cuts_requests: bool = False, moved: bool = False) -> None:
         """End an engine; EngineExited is posted.
@@ -160,10 +161,12 @@ class Effects:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self, residency: ResidencyId, entry: ModelEntry, running: Running) -> None:
+    async def _run(
+        self, residency: ResidencyId, entry: ModelEntry, running: Running, host: EngineHost
+    ) -> None:
         end: EngineEnd | None = None
         try:
-            end = await self._live(residency, entry, running)
+            end = await self._live(residency, entry, running, host)
         except CotenantError as error:
             why = f"{error.message.rstrip('.')}. {error.hint}" if error.hint else error.message
             if isinstance(error, EngineError) and error.lacking is not None:
@@ -197,7 +200,9 @@ class Effects:
         cause = Cause.UNKNOWN if end.cause is None else end.cause
         running.post(EngineExited(self.clock.now(), residency, end.why, cause))
 
-    async def _live(self, residency: ResidencyId, entry: ModelEntry, running: Running) -> EngineEnd:
+    async def _live(
+        self, residency: ResidencyId, entry: ModelEntry, running: Running, host: EngineHost
+    ) -> EngineEnd:
         """Load, serve, and return why it ended."""
         carried_out = self.cpu_fallback(entry, running.placement)
         if isinstance(carried_out, Refusal):
@@ -217,7 +222,7 @@ class Effects:
             options=entry.options,
             planned_gpus=[device for device in planned if device.kind is not DeviceKind.HOST],
         )
-        engine = running.engine = await self.host.start(order)
+        engine = running.engine = await host.start(order)
         await engine.wait_ready(self.load_timeout_s)
         running.placement = carried_out
         running.report = engine.report()

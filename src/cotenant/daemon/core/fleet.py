@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from cotenant.config.configuration import ModelEntry
 from cotenant.domain.devices import Device
 from cotenant.domain.engine_kinds import EngineKind, PlanMethod
-from cotenant.domain.errors import UnknownModel
+from cotenant.domain.errors import UnknownDevice, UnknownModel
 from cotenant.domain.models import MOST_LAYERS, SplitPolicy
 from cotenant.domain.placements import Budget
+from cotenant.interfaces import EngineHost
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.device_needs import Fit
 from cotenant.planning.planner import leave_to_engine, place
@@ -20,6 +21,14 @@ _LOAD_BYTES_PER_S = 1_000_000_000
 _LOAD_AT_LEAST_S = 1.0
 LOCAL = "local"
 """A name that any client may use while exactly one model is served."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A command that leases memory, as a model that no client may name, and what stands for its engine."""
+
+    entry: ModelEntry
+    host: EngineHost
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +109,13 @@ def may_use(gpus: Sequence[str], device: Device) -> bool:
     """Whether a model's `gpus:` names a device, or any."""
     index, id_ = str(device.index), device.id.lower()
     return not gpus or any(n == index if n.isdecimal() else id_.startswith(n.lower()) for n in gpus)
+
+
+def find_device(devices: Sequence[Device], gpu: str) -> Device:
+    """Return the device of an index, a UUID or its beginning. Raises UnknownDevice."""
+    found = [device for device in devices if gpu and may_use([gpu], device)]
+    if len(found) != 1:
+        there = ", ".join(device.label for device in devices)
+        what = "names several GPUs" if found else "is no GPU of this daemon"
+        raise UnknownDevice(f"{gpu[:80]!r} {what}", hint=f"There are: {there}.")
+    return found[0]

@@ -13,7 +13,7 @@ from cotenant.clock import Clock
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.decision_feed import DecisionFeed
 from cotenant.daemon.core.effects import Effects
-from cotenant.daemon.core.fleet import Fleet
+from cotenant.daemon.core.fleet import Fleet, Guest
 from cotenant.domain.decisions import WarmStatus
 from cotenant.domain.devices import DeviceId, Reading
 from cotenant.domain.errors import (
@@ -63,7 +63,8 @@ class Loop:
 
     An event is handled and its commands are issued without a task switch, so effects happen in the order of
     events. `readings` are the last Reading of each device, `warm` the model files that are kept in host RAM,
-    None if none are to be. `decision_times` are the seconds that each event and its commands took, by type:
+    None if none are to be, `guests` the leases of memory, by name. `decision_times` are the seconds that each
+    event and its commands took, by type:
     nothing else runs meanwhile, no stream either. Others read the public attributes; only this class
     changes them. `on_violation` is called if the scheduler's state breaks an invariant.
     """
@@ -81,6 +82,7 @@ class Loop:
         self.effects = effects
         self.feed = DecisionFeed()
         self.fleet = Fleet.of(())
+        self.guests: dict[str, Guest] = {}
         self.served_since: Mapping[str, int] = {}
         self.readings: Mapping[DeviceId, Reading] = {}
         self.warm: WarmStatus | None = None
@@ -109,7 +111,7 @@ class Loop:
         now = int(time.time())
         self.served_since = {name: self.served_since.get(name, now) for name in self.fleet.entries}
         self.post(specs)
-        self.feed.keep_only(self.fleet.entries)
+        self.feed.keep_only(self.fleet.entries.keys() | self.guests.keys())
 
     def record_readings(self, readings: Mapping[DeviceId, Reading]) -> None:
         """Keep the devices' last Readings for the status pages; the scheduler gets them by DevicesRead."""
@@ -128,7 +130,10 @@ class Loop:
                     self._refuse(command)
                 case StartEngine(residency, name, placement):
                     in_flight = partial(self._in_flight, residency)
-                    self.effects.start(residency, self.fleet.entries[name], placement, self.post, in_flight)
+                    guest = self.guests.get(name)
+                    entry = self.fleet.entries[name] if guest is None else guest.entry
+                    host = None if guest is None else guest.host
+                    self.effects.start(residency, entry, placement, self.post, in_flight, host)
                 case StopEngine(residency, cuts_requests, moved):
                     self.effects.stop(residency, cuts_requests=cuts_requests, moved=moved)
                 case WakeAt(at):
@@ -188,7 +193,7 @@ class Loop:
         """Return a granted lease on the engine of a ready residency."""
         running = self.effects.running[residency]
         free = partial(self._release, lease, residency)
-        entry = self.fleet.entries[running.model]
+        entry = self.fleet.entries.get(running.model) or self.guests[running.model].entry
         return Lease(
             running.ready_engine.endpoint, running.end, free, entry.timeout_s, entry.answer_timeout_s
         )

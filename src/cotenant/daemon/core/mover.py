@@ -4,11 +4,11 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from cotenant.daemon.core.fleet import may_use
+from cotenant.daemon.core.fleet import find_device, may_use
 from cotenant.daemon.core.loop import Loop
 from cotenant.domain.decisions import Decision
 from cotenant.domain.devices import DeviceId
-from cotenant.domain.errors import BadRequest, CannotMove, StoreError, UnknownDevice
+from cotenant.domain.errors import BadRequest, CannotMove, StoreError
 from cotenant.domain.moves import MoveMethod, MoveOutcome, MovePlan
 from cotenant.scheduling import events
 from cotenant.scheduling.moves import moves, plan_drain, plan_move
@@ -110,10 +110,4 @@ class FleetMover:
         return frozenset(r.device.id for r in readings if names and may_use(names, r.device))
 
     def _find(self, gpu: str) -> DeviceId:
-        devices = [reading.device for reading in self._state.ledger.readings.values()]
-        found = [device.id for device in devices if gpu and may_use([gpu], device)]
-        if len(found) != 1:
-            there = ", ".join(device.label for device in devices)
-            what = "names several GPUs" if found else "is no GPU of this daemon"
-            raise UnknownDevice(f"{gpu[:80]!r} {what}", hint=f"There are: {there}.")
-        return found[0]
+        return find_device([reading.device for reading in self._state.ledger.readings.values()], gpu).id

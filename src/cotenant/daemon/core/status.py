@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from cotenant.concurrency.process_groups import group_of
+from cotenant.concurrency.process_groups import leader_of
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.effects import Running
 from cotenant.domain.decisions import DeviceStatus, LoadProgress, ModelStatus, OtherEngine
@@ -137,7 +137,7 @@ def _bytes_by_device(residency: Residency) -> dict[str, int]:
 
 def _others(seen: Reading, ours: Collection[int]) -> tuple[GpuProcess, ...] | None:
     processes = seen.processes
-    return processes and tuple(p for p in processes if p.pid not in ours and group_of(p.pid) not in ours)
+    return processes and tuple(p for p in processes if p.pid not in ours and leader_of(p.pid, ours) is None)
 
 
 def _progress(

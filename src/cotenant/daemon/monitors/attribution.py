@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from cotenant.concurrency.process_groups import group_of
+from cotenant.concurrency.process_groups import group_of, leader_of
 from cotenant.domain.devices import DeviceId, Inventory
 from cotenant.domain.residencies import ResidencyId
 
@@ -26,12 +26,12 @@ NO_USAGE = EngineUsage()
 
 
 def with_child_processes(inventory: Inventory, engines: Mapping[int, ResidencyId]) -> dict[int, ResidencyId]:
-    """Return `engines` (by pid) with every GPU process that is in an engine's process group."""
+    """Return `engines` (by pid) with every GPU process of an engine's process group or family."""
     found = dict(engines)
     for reading in inventory.readings.values():
         for process in reading.processes or ():
-            leader = group_of(process.pid)
-            if process.pid not in found and leader is not None and leader in engines:
+            leader = None if process.pid in found else leader_of(process.pid, engines)
+            if leader is not None:
                 found[process.pid] = engines[leader]
     return found
 

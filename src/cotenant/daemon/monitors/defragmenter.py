@@ -47,7 +47,8 @@ class Defragmenter:
             self._changed.clear()
             if self._loop.scheduler.state.settings.defragment is DefragmentMode.AUTO:
                 for name in self._view.models_without_room():
-                    await self._make_room(name)
+                    if self._view.entry(name) is not None:
+                        await self._make_room(name)
 
     async def _make_room(self, name: str) -> None:
         try:

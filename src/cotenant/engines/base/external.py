@@ -16,7 +16,7 @@ class ExternalEngine:
     def __init__(self, name: str, endpoint: Endpoint, kind: EngineKind) -> None:
         self._name = name
         self.endpoint = replace(endpoint, kind=kind)
-        self.pid = None
+        self.pid: int | None = None
         self.build = EngineBuild(kind, kind, endpoint.url, "unknown")
         self.log_path = None
         self.problem: str | None = None

@@ -1,7 +1,8 @@
 """Decisions and alerts, with their feed: as JSON, as server-sent events, and as lines of text."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -11,6 +12,8 @@ from cotenant.clock import Clock
 from cotenant.domain import errors
 from cotenant.domain.alerts import Alert
 from cotenant.domain.decisions import Decision
+from cotenant.domain.errors import UnknownLease, UnknownModel
+from cotenant.domain.fragmentation import Defragmentation
 from cotenant.gateway.http.limits import Timing
 from cotenant.gateway.http.model_list import resolve
 from cotenant.gateway.http.request import ApiRequest
@@ -25,7 +28,7 @@ from cotenant.gateway.operator.schema import (
     WhyResponse,
 )
 from cotenant.gateway.services.schema import apply_event
-from cotenant.interfaces import AlertBook, Operator, Router
+from cotenant.interfaces import AlertBook, Lessor, Operator, Router
 from cotenant.services.operator import Services
 
 _DECISIONS: Final = 100
@@ -37,6 +40,7 @@ class DecisionRoutes:
 
     _router: Router
     _operator: Operator
+    _lessor: Lessor
     _alerts: AlertBook
     _services: Services | None
     _clock: Clock
@@ -44,20 +48,34 @@ class DecisionRoutes:
 
     @Route(
         f"GET {MODEL}/why",
-        "Return the last decisions about a model",
+        "Return the last decisions about a model, or a lease",
         Reply(WhyResponse, "decisions, oldest first"),
         NO_SUCH_MODEL,
         (NAME,),
         other_replies=(Reply(None, "the same as text", content_type="text/plain"),),
     )
     async def _why(self, request: ApiRequest) -> object:
-        name = resolve(request.name, self._router)
-        decisions = self._operator.why(name)
+        try:
+            name = resolve(request.name, self._router)
+        except UnknownModel:
+            with suppress(UnknownLease):
+                return await self._send_why(request, request.name, self._lessor.why(request.name))
+            raise
         found = await self._operator.defragmentation(name, unasked=True)
+        return await self._send_why(request, name, self._operator.why(name), found)
+
+    async def _send_why(
+        self,
+        request: ApiRequest,
+        name: str,
+        decisions: Sequence[Decision],
+        moves: Defragmentation | None = None,
+    ) -> object:
+        found = moves if moves is not None and moves.moves else None
         if not request.wants_text:
             told = [self._response(each) for each in decisions]
-            return {"model": name, "decisions": told, "defragmentation": found if found.moves else None}
-        text = self._as_text(decisions) + (f"now: {found.text}\n" if found.moves else "")
+            return {"model": name, "decisions": told, "defragmentation": found}
+        text = self._as_text(decisions) + ("" if found is None else f"now: {found.text}\n")
         await send_body(request.send, 200, text.encode(), TEXT_TYPE)
         return None
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from cotenant.asgi import JSON_TYPE, TEXT_TYPE, encode_json, send_body, send_json, send_stream
 from cotenant.domain import errors
-from cotenant.domain.decisions import ModelStatus, WarmStatus
+from cotenant.domain.decisions import LeaseStatus, ModelStatus, WarmStatus
 from cotenant.domain.errors import BadSetting, CotenantError, UnknownModel, UnknownRoute
 from cotenant.domain.fragmentation import Defragmentation
 from cotenant.domain.keys import KeyScope
@@ -27,7 +27,7 @@ from cotenant.gateway.operator.engine_logs import MAX_LINES, LogReader
 from cotenant.gateway.operator.schema import DevicesResponse, ModelResponse, ModelsResponse, ReloadResponse
 from cotenant.gateway.services.examples import GPUS
 from cotenant.gateway.services.schema import Gpus, gpus_response
-from cotenant.interfaces import Operator, Router
+from cotenant.interfaces import Lessor, Operator, Router
 
 _log = logging.getLogger("cotenant.gateway")
 
@@ -70,6 +70,7 @@ class ModelRoutes:
 
     _router: Router
     _operator: Operator
+    _lessor: Lessor
     _timing: Timing
     _background: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -78,9 +79,14 @@ class ModelRoutes:
         for task in self._background:
             task.cancel()
 
-    @Route("GET /api/models", "List all models with their state", Reply(ModelsResponse, "models"))
+    @Route(
+        "GET /api/models",
+        "List all models with their state, and leases of memory",
+        Reply(ModelsResponse, "models"),
+    )
     async def _list(self, request: ApiRequest) -> None:
-        now = self._router.models(), self._operator.statuses(), self._operator.warm()
+        operator, leases = self._operator, [*self._lessor.leases()]
+        now = self._router.models(), operator.statuses(), operator.warm(), leases
         # Of thousands of models this takes long, and nothing of it can change meanwhile.
         body = await asyncio.to_thread(_listed, *now)
         await send_body(request.send, 200, body, JSON_TYPE)
@@ -239,9 +245,15 @@ class ModelRoutes:
         return _described(model, status)
 
 
-def _listed(models: Sequence[ServedModel], statuses: Sequence[ModelStatus], warm: WarmStatus | None) -> bytes:
+def _listed(
+    models: Sequence[ServedModel],
+    statuses: Sequence[ModelStatus],
+    warm: WarmStatus | None,
+    leases: Sequence[LeaseStatus],
+) -> bytes:
     known = {status.name: status for status in statuses}
-    return encode_json({"models": [_described(m, known.get(m.name)) for m in models], "warm": warm})
+    found = [_described(model, known.get(model.name)) for model in models]
+    return encode_json({"models": found, "leases": leases, "warm": warm})
 
 
 def _described(model: ServedModel, status: ModelStatus | None) -> dict[str, Any]:

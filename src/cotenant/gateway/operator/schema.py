@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, get_type_hints
 from pydantic import BaseModel, create_model
 
 from cotenant.domain.alerts import AlertKind
-from cotenant.domain.decisions import DecisionKind, DeviceStatus, ModelStatus, WarmStatus
+from cotenant.domain.decisions import DecisionKind, DeviceStatus, LeaseStatus, ModelStatus, WarmStatus
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.fragmentation import Defragmentation, Fragmentation
 from cotenant.domain.models import ModelKind
@@ -130,7 +130,7 @@ class DecisionsResponse(BaseModel):
 
 
 class WhyResponse(BaseModel):
-    """The last decisions about a model, oldest first, and the moves of others that would let it fit."""
+    """The last decisions about a model, or a lease, and the moves of others that would let the model fit."""
 
     model: str
     decisions: list[DecisionResponse]
@@ -203,7 +203,8 @@ ModelResponse: Final = _with_status(ServedResponse)
 
 
 class ModelsResponse(BaseModel):
-    """All models, and what of their files is kept in host RAM; `warm` is null if nothing is to be."""
+    """All models, all leases of memory, and the model files in host RAM: `warm` is null if none are to be."""
 
     models: list[ModelResponse]  # type: ignore[valid-type]
+    leases: list[LeaseStatus]
     warm: WarmStatus | None

@@ -112,15 +112,16 @@ class RequestCounters:
         return self._by_model[model]
 
     def count(self, decision: Decision) -> None:
-        """Count an unload under its reason, a failure under its cause, and the end of a move."""
-        if decision.model is None:
+        """Count a model's unload under its reason, a failure under its cause, and the end of a move."""
+        name = decision.model
+        if name is None or not (name in self._by_model or name in self._router.names()):
             return
         if (cause := decision.facts.get("cause")) is not None:
-            self.of(decision.model).failures[str(cause)] += 1
+            self.of(name).failures[str(cause)] += 1
         if (reason := decision.facts.get("reason")) is not None:
-            self.of(decision.model).unloads[str(reason)] += 1
+            self.of(name).unloads[str(reason)] += 1
         if (outcome := decision.facts.get("outcome")) is not None:
-            self.of(decision.model).moves[str(outcome)] += 1
+            self.of(name).moves[str(outcome)] += 1
 
     def all(self) -> Iterator[tuple[str, ModelCounters]]:
         """Yield the name and counters of each model; the name "" is for requests without a served model."""

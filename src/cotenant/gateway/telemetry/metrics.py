@@ -21,14 +21,14 @@ from prometheus_client.registry import Collector
 
 from cotenant.domain.advisors import AdvisorStatus, QuestionOutcome
 from cotenant.domain.alerts import Alert, AlertKind
-from cotenant.domain.decisions import DeviceStatus, ModelStatus, WarmStatus
+from cotenant.domain.decisions import DeviceStatus, LeaseStatus, ModelStatus, WarmStatus
 from cotenant.domain.engine_kinds import DEFAULT_KIND
 from cotenant.domain.fragmentation import Fragmentation
 from cotenant.domain.histograms import Histogram
 from cotenant.domain.units import MIB
 from cotenant.gateway.telemetry.counters import ModelCounters, RequestCounters
 from cotenant.gateway.telemetry.key_usage import KeyUsage
-from cotenant.interfaces import AdvisorBook, AlertBook, Operator
+from cotenant.interfaces import AdvisorBook, AlertBook, Lessor, Operator
 
 _MODEL: Final = ("model", "runtime")
 _PLACED: Final = ("model", "runtime", "gpu")
@@ -76,6 +76,7 @@ class Metrics:
     _request_counters: RequestCounters
     _operator: Operator
     _alerts: AlertBook
+    _lessor: Lessor
     _advisor: AdvisorBook | None = None
     _usages: Mapping[str, KeyUsage] = field(default_factory=dict)
 
@@ -94,6 +95,7 @@ class Metrics:
         runtimes = {status.name: status.runtime.value for status in statuses}
         return chain(
             _of_models(statuses, devices),
+            _of_leases(self._lessor.leases(), devices),
             _of_devices(devices),
             _of_fragmentation(fragmentation, devices),
             _of_warm(self._operator.warm()),
@@ -116,7 +118,7 @@ class _Snapshot(Collector):
 
 
 def _of_models(statuses: Iterable[ModelStatus], devices: Iterable[DeviceStatus]) -> Iterator[Metric]:
-    indices = {device.uuid: "host" if device.index is None else str(device.index) for device in devices}
+    indices = _indices(devices)
     qps = _gauge("cotenant_model_qps", "Requests per second over the last minute", _PLACED)
     idle = _gauge("cotenant_model_idle_seconds", "Seconds since the last request", _PLACED)
     state = _gauge("cotenant_model_state", "1 for the state that the model is in", (*_PLACED, "state"))
@@ -159,6 +161,21 @@ def _of_models(statuses: Iterable[ModelStatus], devices: Iterable[DeviceStatus])
             _add_known(files, placed, status.load.total_bytes)
     yield from (qps, idle, state, pinned, load_s, predicted, reported, measured, error, loads)
     yield from (loading, read, files, warm)
+
+
+def _of_leases(leases: Iterable[LeaseStatus], devices: Iterable[DeviceStatus]) -> Iterator[Metric]:
+    indices, labels = _indices(devices), ("lease", "gpu", "state")
+    size = _gauge("cotenant_lease_bytes", "Bytes that a command leases, or waits for", labels)
+    measured = _gauge("cotenant_lease_measured_bytes", "Bytes that its processes were seen to hold", labels)
+    for lease in leases:
+        placed = (lease.name, ",".join(indices.get(uuid, uuid) for uuid in lease.devices), lease.state)
+        size.add_metric(placed, lease.predicted_bytes)
+        _add_known(measured, placed, lease.measured_bytes)
+    yield from (size, measured)
+
+
+def _indices(devices: Iterable[DeviceStatus]) -> Mapping[str, str]:
+    return {device.uuid: "host" if device.index is None else str(device.index) for device in devices}
 
 
 def _of_devices(devices: Iterable[DeviceStatus]) -> Iterator[Metric]:
