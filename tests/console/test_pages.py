@@ -6,11 +6,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from cotenant.domain.decisions import Decision, DecisionKind, DeviceStatus, ModelStatus
+from cotenant.domain.decisions import Decision, DecisionKind, DeviceStatus, LeaseStatus, ModelStatus
 from cotenant.domain.devices import GpuProcess
 from cotenant.domain.fragmentation import Defragmentation, DeviceFragmentation, Fragmentation, ModelMove
 from cotenant.domain.units import GIB
 from tests.console.looking import CARD, COLD, LOADING, READY, gateway, look, operator
+from tests.support.daemon.plain_gateway import PlainLessor
 from tests.support.daemon.plain_service_operator import PlainServices
 
 HOSTILE = "<img src=x onerror=alert(1)>'\"`{{7*7}}/../&amp;"
@@ -109,6 +110,17 @@ async def test_a_bar_names_models_claims_services_processes_and_what_is_free():
         "other processes: 4.5 GiB",
         "free: 8.0 GiB · 7.0 GiB of it for models",
     ]
+
+
+async def test_a_lease_is_a_tenant_of_its_card_and_its_decisions_lead_nowhere():
+    told = operator(READY)
+    told.tell(Decision(1, 0.0, DecisionKind.LOAD, "lease~7", "leases 4.0 GiB of GPU 0"))
+    held = LeaseStatus("lease~7", "leased", 4 * GIB, 1.0, None, (CARD.uuid,), {CARD.uuid: 4 * GIB})
+    page = (await look(gateway(told, lessor=PlainLessor(held)))).text
+    assert 'data-tip="lease~7: 4.0 GiB"' in page
+    assert page.split("Leased</dt>")[1].startswith('<dd>4.0<span class="of"> GiB: lease~7')
+    assert "leases 4.0 GiB of GPU 0" in page
+    assert 'href="/models/lease~7"' not in page
 
 
 async def test_free_memory_that_no_model_could_use_is_hatched():

@@ -69,10 +69,13 @@ class NoMover:
 
 
 class PlainLessor:
-    """Grants everything, at once and under one name, and lists nothing."""
+    """Grants everything, at once and under one name; lists what it is said to hold."""
+
+    def __init__(self, *held: LeaseStatus) -> None:
+        self._held = held
 
     def leases(self) -> Sequence[LeaseStatus]:
-        return ()
+        return self._held
 
     async def lease(self, terms: GuestTerms) -> LeaseStatus:
         return LeaseStatus("lease~1", "leased", terms.bytes, 0.0)
