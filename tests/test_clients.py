@@ -128,6 +128,19 @@ def test_openai_asks_for_responses(openai_client: openai.OpenAI) -> None:
     assert events[-1].type == "response.completed"
 
 
+def test_llama_cpps_own_routes_are_reached_by_model(daemon: Serving) -> None:
+    tokens = post(daemon, "/tokenize", {"model": "chatty:latest", "content": "Hello"})["tokens"]
+    assert post(daemon, "/v1/detokenize", {"model": "chatty", "tokens": tokens})["content"].endswith("Hello")
+    assert "Hello" in post(daemon, "/apply-template", {"model": "chatty", "messages": HELLO})["prompt"]
+    assert post(daemon, "/completion", {"model": "chatty", "prompt": "Hello", "n_predict": 2})["content"]
+    assert post(daemon, "/upstream/chatty/tokenize", {"content": "Hello"})["tokens"] == tokens
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        # The model has no tokens that mark a gap.
+        post(daemon, "/infill", {"model": "chatty", "input_prefix": "a", "input_suffix": "b"})
+    assert caught.value.code == 501
+    assert "does not support /infill: " in json.load(caught.value)["error"]["message"]
+
+
 def test_openai_shows_pictures(openai_client: openai.OpenAI) -> None:
     def look(picture: bytes) -> str | None:
         content = [

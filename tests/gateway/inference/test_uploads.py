@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import BadRequest
 from cotenant.domain.models import ModelKind
-from cotenant.domain.requests import ServedModel
+from cotenant.domain.requests import ModelFile, ServedModel
 from cotenant.gateway.http.limits import BodyMemory, Limits
 from cotenant.gateway.inference.form import FormScanner, boundary_in
 from tests.gateway import stub
@@ -183,6 +183,14 @@ async def test_what_cannot_be_taken_is_refused(limits, headers, body, status, re
     assert reply.status == status
     assert reason in reply.body.decode()
     assert limits.uploads.held_bytes == 0
+
+
+@pytest.mark.parametrize(("hears", "status"), [(False, 400), (True, 200)])
+async def test_a_file_with_a_projector_may_hear(hears, status):
+    file = ModelFile("/models/a.gguf", 1, "llama", 1, None, 1, None)
+    model = ServedModel("m", ModelKind.TEXT, created_at=1, file=file, vision=hears)
+    async with StubEngine() as engine, serving(SlotRouter(engine.endpoint, models=(model,))) as port:
+        assert (await fetch(port, "POST", PATH, form(("file", b"x")), **FORM)).status == status
 
 
 @pytest.mark.parametrize(

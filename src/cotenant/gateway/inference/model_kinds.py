@@ -40,7 +40,9 @@ class ModelKinds:
             return
         model = find_model(name, self._router)
         kind = model.kind
-        self._known[name] = frozenset([kind] if is_read(model) or kind in _STATED else ModelKind)
+        # The projector of a model that hears is one like any other; llama.cpp knows what it is.
+        hears = [ModelKind.TRANSCRIPTION] if model.vision else []
+        self._known[name] = frozenset([kind, *hears] if is_read(model) or kind in _STATED else ModelKind)
         if self._known[name] & target.kinds:
             return
         purpose, path = _PURPOSES.get(kind, (kind.value, None))
