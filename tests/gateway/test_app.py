@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -15,7 +16,7 @@ from cotenant.domain.engines import (
 from cotenant.domain.errors import EngineLoadFailed, QueueFull, WaitTimeout
 from cotenant.domain.models import ModelKind, Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Share
-from cotenant.domain.requests import ServedModel
+from cotenant.domain.requests import ModelFile, ServedModel
 from cotenant.interfaces import DEFAULT_TERMS
 from tests.gateway.harness import CHAT, MODEL, SlotRouter, fetch, post, serving
 from tests.gateway.stub import StubEngine
@@ -67,6 +68,28 @@ async def test_models_are_listed_as_openai_lists_them():
     assert [model["id"] for model in listed["data"]] == ["llama", "org/bert"]
     first = listed["data"][0]
     assert (first["object"], first["owned_by"], first["created"]) == ("model", "cotenant", 1_700_000_000)
+
+
+async def test_what_a_model_can_is_listed_before_it_is_loaded():
+    file = ModelFile("m.gguf", 4096, "llama", 7, "Q4", 2, 8192, 64, chat_template=True)
+    read = ServedModel("eye", ModelKind.TEXT, 1, state="cold", recipe=Recipe(), file=file, vision=True)
+    each_slot = replace(read, name="slots", recipe=Recipe(n_ctx=4096, parallel=4, kv_unified=False))
+    plain = replace(read, name="plain", file=replace(file, chat_template=False), vision=False)
+    remote = ServedModel("remote", ModelKind.TEXT, 1, recipe=Recipe(engine=EngineKind.REMOTE))
+    models = (read, each_slot, plain, remote, replace(remote, name="x", kind=ModelKind.ANY), OTHER)
+    async with serving(_router(*models)) as port:
+        listed = (await fetch(port, "GET", "/v1/models")).json()["data"]
+    names = ("modalities", "tools", "context_length", "size_bytes", "state")
+    sees = {"input": ["text", "image"], "output": ["text"]}
+    text = {"input": ["text"], "output": ["text"]}
+    assert [[each["meta"][name] for name in names] for each in listed] == [
+        [sees, True, Recipe().n_ctx, 4096, "cold"],
+        [sees, True, 1024, 4096, "cold"],
+        [text, False, Recipe().n_ctx, 4096, "cold"],
+        [text, None, None, None, "ready"],
+        [None, None, None, None, "ready"],
+        [{"input": ["text"], "output": ["embedding"]}, False, None, None, OTHER.state],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ from contextlib import suppress
 from typing import Any, Final
 
 from cotenant.analysis.calibration import Comparison, compare
+from cotenant.domain.engine_kinds import PlanMethod
 from cotenant.domain.engines import EngineReport
 from cotenant.domain.errors import UnknownModel
+from cotenant.domain.models import ModelKind
 from cotenant.domain.placements import Placement
 from cotenant.domain.requests import ServedModel
 from cotenant.interfaces import Router
@@ -14,6 +16,17 @@ from cotenant.planning.describe import parts_as_json
 LATEST: Final = ":latest"
 """The tag that Ollama's names have if they have no other."""
 _REGISTRY: Final = ("registry.ollama.ai/", "library/")
+
+
+_MODALITIES: Final = {
+    ModelKind.TEXT: ("text", "text"),
+    ModelKind.EMBEDDING: ("text", "embedding"),
+    ModelKind.RERANK: ("text", "score"),
+    ModelKind.SPEECH: ("text", "audio"),
+    ModelKind.TRANSCRIPTION: ("audio", "text"),
+    ModelKind.IMAGE: ("text", "image"),
+}
+"""What a model of each kind takes and gives; of other kinds only their engines know."""
 
 
 def resolve(name: str, router: Router) -> str:
@@ -51,8 +64,39 @@ def openai_model(model: ServedModel) -> dict[str, Any]:
         "object": "model",
         "created": model.created_at,
         "owned_by": "cotenant",
-        "meta": {"kind": model.kind, "state": model.state, "aliases": model.aliases},
+        "meta": {
+            "kind": model.kind,
+            "state": model.state,
+            "aliases": model.aliases,
+            "modalities": _modalities(model),
+            "tools": _takes_tools(model),
+            "context_length": _context_length(model),
+            "size_bytes": model.file.bytes if model.file else None,
+        },
     }
+
+
+def _modalities(model: ServedModel) -> dict[str, list[str]] | None:
+    taken, given = _MODALITIES.get(model.kind, (None, None))
+    if taken is None or given is None:
+        return None
+    return {"input": [taken, "image"] if model.vision else [taken], "output": [given]}
+
+
+def _takes_tools(model: ServedModel) -> bool | None:
+    """Whether a model can be given tools: one that is made for chats; None if its file does not say."""
+    if model.kind is not ModelKind.TEXT:
+        return None if model.kind is ModelKind.ANY else False
+    return model.file.chat_template if model.file else None
+
+
+def _context_length(model: ServedModel) -> int | None:
+    """Return the tokens that one request may have; None if the engine, and not the recipe, decides."""
+    recipe = model.recipe
+    if recipe is None or not recipe.engine.traits.follows_recipe:
+        return None
+    by_slot = recipe.engine.traits.planning is PlanMethod.PER_LAYER and not recipe.kv_unified
+    return recipe.n_ctx // recipe.parallel if by_slot else recipe.n_ctx
 
 
 def admin_model(model: ServedModel) -> dict[str, Any]:
