@@ -6,12 +6,12 @@ VLLM := .venv-vllm
 WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
 # A file's tests mostly stay in one worker, as do the fixtures they share.
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
-# The others need what few machines have.
-EVERYWHERE := not gpu and not ollama and not vllm
+# The others need what few machines have, or minutes.
+EVERYWHERE := not gpu and not image and not ollama and not vllm
 # Tests start hundreds of interpreters, each of which would compile the project anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-fast check bench screenshots gpu-check test-ollama test-vllm clean
+.PHONY: run test test-fast check bench screenshots gpu-check test-image test-ollama test-vllm clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +50,10 @@ screenshots: $(VENV)/.benched
 
 gpu-check: $(VENV)/.installed
 	$(BIN)/python -m pytest -m gpu -s
+
+# As root: podman and debootstrap are installed if need be, and make a base without a registry.
+test-image: $(VENV)/.installed
+	$(BIN)/python -m pytest -m image -s tests/test_image.py
 
 test-ollama: $(VENV)/.installed
 	program=$$($(BIN)/python -m tests.support.engines.ollama_build) && \

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,3 +162,66 @@ def test_alerts_name_commands_that_exist() -> None:
         with pytest.raises(SystemExit) as end:
             parser.parse_args([*command.split(), "--help"])
         assert end.value.code == 0, command
+
+
+IMAGE = DEPLOY / "image"
+STATEFUL = DEPLOY / "kubernetes" / "cotenant.yaml"
+
+
+def stated(instruction: str) -> set[str]:
+    """What the image's last stage states with VOLUME or EXPOSE."""
+    text = (IMAGE / "Containerfile").read_text()
+    return set(re.findall(r"[\w./]+", "".join(re.findall(rf"^{instruction} (.*)$", text, re.MULTILINE))))
+
+
+def test_compose_quadlet_and_kubernetes_mount_and_publish_what_the_image_states() -> None:
+    volumes, (port,) = stated("VOLUME"), stated("EXPOSE")
+    compose = yaml.safe_load((IMAGE / "compose.yaml").read_text())["services"]["cotenant"]
+    assert {each.split(":")[-1 if each.count(":") == 1 else -2] for each in compose["volumes"]} == volumes
+    assert [each.rpartition(":")[2] for each in compose["ports"]] == [port]
+    assert (IMAGE / compose["build"]["context"] / compose["build"]["dockerfile"]).exists()
+
+    unit = (IMAGE / "cotenant.container").read_text()
+    assert {each.split(":")[1] for each in re.findall(r"^Volume=(.*)$", unit, re.MULTILINE)} == volumes
+    assert re.findall(r"^PublishPort=127.0.0.1:.*:(\d+)$", unit, re.MULTILINE) == [port]
+
+    service, stateful = yaml.safe_load_all(STATEFUL.read_text())
+    pod = stateful["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    mounted = {each["mountPath"]: each["name"] for each in container["volumeMounts"]}
+    claimed = {each["metadata"]["name"] for each in stateful["spec"]["volumeClaimTemplates"]}
+    assert volumes <= set(mounted)
+    assert set(mounted.values()) == claimed | {each["name"] for each in pod["volumes"]}
+    assert [each["containerPort"] for each in container["ports"]] == [int(port)]
+    labels = stateful["spec"]["template"]["metadata"]["labels"]
+    assert labels == service["spec"]["selector"] == stateful["spec"]["selector"]["matchLabels"]
+    assert stateful["spec"]["serviceName"] == service["metadata"]["name"]
+    assert str(pod["securityContext"]["runAsUser"]) in (IMAGE / "Containerfile").read_text()
+    # A Service named `cotenant` would set COTENANT_PORT to its address.
+    assert pod["enableServiceLinks"] is False
+
+
+def test_kubectl_reads_the_manifest(tmp_path: Path) -> None:
+    if (kubectl := shutil.which("kubectl")) is None:
+        pytest.skip("The manifest for Kubernetes cannot be checked here: no kubectl")
+    (tmp_path / "kustomization.yaml").write_text("resources: [cotenant.yaml]\n")
+    shutil.copy(STATEFUL, tmp_path)
+    argv = [kubectl, "kustomize", str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [each["kind"] for each in yaml.safe_load_all(done.stdout)] == ["Service", "StatefulSet"]
+
+
+def test_quadlet_makes_a_unit_of_the_container_file(tmp_path: Path) -> None:
+    quadlet = Path(os.environ.get("COTENANT_TEST_QUADLET", "/usr/libexec/podman/quadlet"))
+    if not quadlet.exists():
+        pytest.skip(
+            f"The Quadlet unit cannot be checked here: no {quadlet}: install podman 4.4 or later, or set "
+            "COTENANT_TEST_QUADLET to its quadlet"
+        )
+    shutil.copy(IMAGE / "cotenant.container", tmp_path)
+    environment = {**os.environ, "QUADLET_UNIT_DIRS": str(tmp_path)}
+    argv = [str(quadlet), "-dryrun"]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "--device nvidia.com/gpu=all" in done.stdout

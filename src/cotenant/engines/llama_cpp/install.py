@@ -1,7 +1,7 @@
 """Installs a build of the embedded engine for this machine's GPUs."""
 
 import contextlib
-import importlib
+import importlib.util
 import os
 import platform
 import re
@@ -107,6 +107,9 @@ def install(plan: InstallPlan, *, say: Callable[[str], None]) -> EngineBuild:
 
     Raises EngineInstallFailed with pip's last line, or if what was installed does not load.
     """
+    if importlib.util.find_spec("pip") is None:
+        # Environments of uv and pipx have none. If it cannot be added, the command's own failure says so.
+        subprocess.run([sys.executable, "-m", "ensurepip"], capture_output=True, check=False)
     lines: list[str] = []
     with subprocess.Popen(
         plan.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
