@@ -26,6 +26,8 @@ async def cotenant(engine_port: int) -> None:
 
     class Free:
         endpoint = Endpoint(HOST, engine_port)
+        silence_s = 600.0
+        answer_s = None
 
         async def death(self, within_s: float) -> None:
             pass
