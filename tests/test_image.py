@@ -54,7 +54,11 @@ def overlay_storage(bed: ContainerBed) -> dict[str, str]:
     """Return what has podman share layers, where it can: a copy of the image takes ten seconds each time."""
     path = bed.folder / "overlay.conf"
     folder = bed.folder / "overlay"
-    path.write_text(f'[storage]\ndriver = "overlay"\ngraphroot = "{folder}/root"\nrunroot = "{folder}/run"\n')
+    # Without the option podman leaves a mount in the folder, which then stays.
+    path.write_text(
+        f'[storage]\ndriver = "overlay"\ngraphroot = "{folder}/root"\nrunroot = "{folder}/run"\n'
+        '[storage.options.overlay]\nskip_mount_home = "true"\n'
+    )
     chosen = {"CONTAINERS_STORAGE_CONF": str(path)}
     argv, environment = ["podman", "info"], {**os.environ, **bed.environment, **chosen}
     return chosen if subprocess.run(argv, env=environment, capture_output=True).returncode == 0 else {}
