@@ -44,6 +44,14 @@ def test_a_key_is_printed_once_and_stored_as_a_hash_with_its_rights(file, capsys
     assert json.loads(capsys.readouterr().out)[0]["scope"] == "infer"
 
 
+def test_that_nobody_may_operate_with_the_stored_keys_is_said(capsys):
+    assert main(["keys", "add", "app"]) == 0
+    assert "keys add NAME --scope operate" in capsys.readouterr().err
+    assert main(["keys", "add", "me", "--scope", "operate"]) == 0
+    assert main(["keys", "add", "other"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [

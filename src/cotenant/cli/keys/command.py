@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import secrets
+import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from typing import Any, Final
 
 from cotenant.cli.table import Column, attributes, print_result, table_lines
 from cotenant.domain.errors import BadQuantity, BadSetting, UsageError
-from cotenant.domain.keys import ApiKey, check_keys, check_name, key_digest
+from cotenant.domain.keys import ApiKey, KeyScope, check_keys, check_name, key_digest
 from cotenant.domain.settings import Setting, settings_of
 from cotenant.domain.units import parse_duration
 from cotenant.store.key_file import NAME, KeyFile
@@ -60,6 +61,12 @@ def _add(args: argparse.Namespace, file: KeyFile) -> int:
 
     file.change(add)
     print(text)
+    if not any(each.scope.includes(KeyScope.OPERATE) for each in file.read()):
+        print(
+            "No key of this file may operate: from now on `cotenant ps` and the console need one of the "
+            "configuration, or `cotenant keys add NAME --scope operate`.",
+            file=sys.stderr,
+        )
     return 0
 
 
