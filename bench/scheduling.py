@@ -71,8 +71,8 @@ def _starts(address: str) -> list[Row]:
     cold, swaps = [], []
     for round_ in range(_SWAPS):
         name = "ab"[round_ % 2]
-        first_s = _ask(address, name)
-        warm_s = min(_ask(address, name) for _ in range(5))
+        first_s = ask(address, name)
+        warm_s = min(ask(address, name) for _ in range(5))
         story = _decisions(address, name)
         load_s = [d for d in story if d["kind"] == "ready"][-1]["facts"]["load_s"]
         if round_ == 0:
@@ -82,7 +82,7 @@ def _starts(address: str) -> list[Row]:
         freed, evicted = (_last(gone, kind)["at"] for kind in ("freed", "evict"))
         swaps.append(first_s - warm_s - load_s - (freed - evicted))
         _order(address, name, "unload")
-        again_s = _ask(address, name)
+        again_s = ask(address, name)
         load_s = [d for d in _decisions(address, name) if d["kind"] == "ready"][-1]["facts"]["load_s"]
         cold.append(again_s - warm_s - load_s)
     return [
@@ -115,7 +115,8 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _ask(address: str, name: str) -> float:
+def ask(address: str, name: str) -> float:
+    """Return the seconds to the whole answer."""
     body = json.dumps({"model": name, "prompt": "x", "max_tokens": 1}).encode()
     started = time.perf_counter()
     with urllib.request.urlopen(

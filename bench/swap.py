@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.support.daemon.serving import Serving
 
 from bench.rows import Row, print_table
+from bench.scheduling import ask
 
 _ENGINE = Path(__file__).with_name("late_engine.py")
 _READY_AFTER_S = 0.5
@@ -26,14 +27,14 @@ def main() -> list[Row]:
         with Serving(argv, Path(folder) / "state") as daemon:
             address = daemon.address()
             cold, swaps, over = [], [], []
-            _ask(address, "b")
+            ask(address, "b")
             for number in range(_ROUNDS):
-                swaps.append(_ask(address, "ab"[number % 2]))
+                swaps.append(ask(address, "ab"[number % 2]))
                 over.append(time.monotonic() - _last_ready(ready))
             # After the swaps: a model that is unloaded and asked for again at once is in demand.
             for _ in range(_ROUNDS):
                 _unload(address, "a")
-                cold.append(_ask(address, "a"))
+                cold.append(ask(address, "a"))
             daemon.terminate()
     # The best of the rounds counts: what else runs on the machine only adds to it.
     swap_s, cold_s, over_s = (min(each) for each in (swaps, cold, over))
@@ -67,17 +68,6 @@ def _configuration(ready: Path) -> dict[str, object]:
 
 def _last_ready(ready: Path) -> float:
     return float(ready.read_text(encoding="utf-8").split()[-1])
-
-
-def _ask(address: str, name: str) -> float:
-    """Return the seconds to the whole answer."""
-    body = json.dumps({"model": name, "prompt": "x", "max_tokens": 1}).encode()
-    started = time.perf_counter()
-    with urllib.request.urlopen(
-        urllib.request.Request(f"{address}/v1/completions", body), timeout=60
-    ) as reply:
-        reply.read()
-    return time.perf_counter() - started
 
 
 def _unload(address: str, name: str) -> None:
