@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from cotenant.config.issues import KeyPath
 from cotenant.config.schema import CheckedSettings, Model
-from cotenant.domain.engine_arguments import reserved_word
+from cotenant.domain.engine_arguments import refused_argument
 from cotenant.domain.engine_kinds import EngineKind, EngineTraits, keys_of_some_kinds
 from cotenant.domain.engines import Endpoint, EngineOptions
 from cotenant.domain.launching import LaunchOptions
@@ -59,11 +59,9 @@ def entry_problems(model: Model, recipe: Recipe) -> list[tuple[KeyPath, str, str
         what = f"{kind} keeps no KV cache in {recipe.cache_type_k} and {recipe.cache_type_v}"
         hint = f"Give both as {', or both as '.join(traits.cache_types)}."
         found.append((("cache_type_k",), what, hint))
-    if (word := reserved_word(kind, model.args or (), model.env or {})) is not None:
-        key = "args" if word.startswith("-") else "env"
-        found.append(
-            ((key,), f"{word} is set by Cotenant alone, or others reach the engine", "Leave it out.")
-        )
+    if (refused := refused_argument(kind, model.args or (), model.env or {})) is not None:
+        key = "env" if refused.is_variable else "args"
+        found.append(((key,), f"{refused.word} {refused.why}", refused.hint))
     image, launcher = model.image, model.launcher
     runs_images = launcher is not None and launcher.traits.runs_images
     if image is None and runs_images:

@@ -1,63 +1,171 @@
-"""Arguments and variables of engines that only Cotenant may set: others would open the engine."""
+"""Arguments and variables of engines that are refused: they open the engine, or take memory unplanned.
 
-from collections.abc import Iterable, Mapping
+Sources: `common/arg.cpp` of llama.cpp at commit 0c1e570, and `engine/arg_utils.py` of vLLM 0.10.2 to 0.32.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Final
 
 from cotenant.domain.engine_kinds import EngineKind
 
-_SERVER: Final = ("--host", "--port", "--api-key", "--api-key-file", "--ssl-", "--root-path")
-RESERVED_ARGUMENTS: Final[Mapping[EngineKind, tuple[str, ...]]] = {
+_OPENS: Final = "is set by Cotenant alone, or others reach the engine"
+_UNPLANNED: Final = "changes what the engine takes, or where, and no plan would count it"
+_LEAVE_OUT: Final = "Leave it out."
+_NO_KEY: Final = "Leave it out: no key says it, so it cannot be planned."
+_LISTENER: Final = (
+    "Leave it out: clients reach the model through Cotenant, at the host and port of `server:`."
+)
+_ACCESS: Final = "Leave it out: `server:` has `api_keys` and `keys`, for all models."
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedArgument:
+    """An argument, or a variable, as the operator wrote it; why it is refused, and what says it properly."""
+
+    word: str
+    why: str
+    hint: str
+
+    @property
+    def is_variable(self) -> bool:
+        """Whether it is a variable of the environment."""
+        return not self.word.startswith("-")
+
+
+_SERVER: Final = {
+    (_OPENS, _LISTENER): "--host --port",
+    (_OPENS, _ACCESS): "--api-key --api-key-file",
+    (_OPENS, _LEAVE_OUT): "--ssl- --root-path",
+}
+
+_REFUSED: Final[Mapping[EngineKind, Sequence[tuple[tuple[str, str], str]]]] = {
     EngineKind.LLAMA_CPP: (
-        *_SERVER,
-        "--api-prefix",
-        "--cors-",
-        "--media-path",
-        "--models-dir",
-        "--models-preset",
-        "--path",
-        "--props",
-        "--public-path",
-        "--reuse-port",
-        "--slot-save-path",
-        "--tools",
-        "--ui-mcp-proxy",
-        "--webui-mcp-proxy",
+        *_SERVER.items(),
+        (
+            (_OPENS, _LEAVE_OUT),
+            "--api-prefix --cors- --media-path --models-dir --models-preset --path --static-path --props "
+            "--endpoint-props --public-path --reuse-port --slot-save-path --tools --tools-runtime "
+            "--agent -ag --mcp-servers-config --mcp-servers-json --ui-mcp-proxy --webui-mcp-proxy",
+        ),
+        *(
+            ((_UNPLANNED, f"Give it as `{key}:`."), spellings)
+            for key, spellings in {
+                "path": "--model -m --model-url -mu --hf-repo -hf -hfr --hf-file -hff --docker-repo -dr",
+                "name": "--alias -a",
+                "ctx": "--ctx-size -c --n-ctx --kv-unified-per-slot",
+                "parallel": "--parallel -np --n-parallel",
+                "n_batch": "--batch-size -b --batch --n-batch",
+                "n_ubatch": "--ubatch-size -ub --ubatch --n-ubatch",
+                "cache_type_k": "--cache-type-k -ctk",
+                "cache_type_v": "--cache-type-v -ctv",
+                "flash_attn": "--flash-attn -fa --flash-attn-type",
+                "kv_unified": "--kv-unified -kvu --no-kv-unified -no-kvu",
+                "n_gpu_layers": "--n-gpu-layers --gpu-layers -ngl",
+                "tensor_split": "--tensor-split -ts",
+                "split_mode": "--split-mode -sm",
+                "gpus": "--device -dev --main-gpu -mg --rpc",
+                "mmap` or `mlock": "--load-mode -lm --mmap --no-mmap --mlock --direct-io -dio "
+                "--lazy-mode -lzm",
+                "mmproj": "--mmproj -mm --mmproj-url -mmu --mmproj-auto --no-mmproj --no-mmproj-auto "
+                "--mmproj-offload --no-mmproj-offload --mmproj-device -mmdev",
+            }.items()
+        ),
+        (
+            (_UNPLANNED, "Leave it out: `cotenant serve --use-fit-params` leaves the layout to the engine."),
+            "--fit -fit --fit-params --fit-target -fitt --fit-ctx -fitc",
+        ),
+        (
+            (_UNPLANNED, _NO_KEY),
+            "--swa-full --kv-offload --no-kv-offload -kvo -nkvo --override-tensor -ot --n-cpu-ffn -ncffn "
+            "--no-host --cache-ram -cram --embd-gemma-default --fim-qwen- --gpt-oss- --vision-gemma-",
+        ),
     ),
     EngineKind.VLLM: (
-        *_SERVER,
-        "--allow-credentials",
-        "--allowed-",
-        "--config",
-        "--enable-ssl-refresh",
-        "--fd",
-        "--middleware",
-        "--uds",
+        *_SERVER.items(),
+        (
+            (_OPENS, _LEAVE_OUT),
+            "--allow-credentials --allowed- --config --enable-ssl-refresh --fd --middleware --uds",
+        ),
+        *(
+            ((_UNPLANNED, f"Give it as `{key}:`."), spellings)
+            for key, spellings in {
+                "path": "--model",
+                "name": "--served-model-name",
+                "ctx": "--max-model-len --kv-cache-memory-bytes --gpu-memory-utilization "
+                "--num-gpu-blocks-override",
+                "parallel": "--max-num-seqs",
+                "n_batch": "--max-num-batched-tokens",
+                "cache_type_k` and `cache_type_v": "--kv-cache-dtype",
+                "gpus": "--tensor-parallel-size -tp --pipeline-parallel-size -pp --data-parallel- -dp",
+            }.items()
+        ),
+        (
+            (_UNPLANNED, _NO_KEY),
+            "--speculative- -sc --num-speculative-tokens --enable-lora --lora- --max-loras --max-lora- "
+            "--max-cpu-loras --default-mm-loras --cpu-offload-gb --swap-space --kv-offloading-",
+        ),
     ),
 }
-"""Whole names, and beginnings of names that end with a dash, for kinds whose command line is ours."""
+"""Why and what to do instead → names; those that end with a dash are beginnings. For kinds whose command
+line is ours. Short names, and those of variables and of the embedded engine's settings, are here, too."""
 
-_RESERVED_VARIABLES: Final = ("LLAMA_API_KEY", "VLLM_API_KEY", "VLLM_SERVER_DEV_MODE", "COTENANT_ENGINE")
+_REFUSED_VALUES: Final[Mapping[EngineKind, Sequence[tuple[str, re.Pattern[str], str]]]] = {
+    EngineKind.VLLM: (("--dtype", re.compile(r"float(32)?$"), _NO_KEY),),
+}
+"""Arguments that are refused with some values alone: name, values, what to do instead."""
+
+_VARIABLES: Final = {
+    "LLAMA_API_KEY": (_OPENS, _ACCESS),
+    "VLLM_API_KEY": (_OPENS, _ACCESS),
+    "VLLM_SERVER_DEV_MODE": (_OPENS, _LEAVE_OUT),
+    "COTENANT_ENGINE": (_OPENS, _LEAVE_OUT),
+    "MTMD_BACKEND_DEVICE": (_UNPLANNED, _NO_KEY),
+}
+_OF_ARGUMENT: Final = "LLAMA_ARG_"
+"""llama-server reads each of its arguments from a variable, too."""
 _SHORTEST: Final = 4
 """vLLM takes a beginning of a name for the whole; a shorter one is not unique."""
 
 
-def reserved_word(kind: EngineKind, args: Iterable[str], env: Iterable[str]) -> str | None:
-    """Return the first argument, or variable, that only Cotenant may set; None if there is none."""
-    reserved = RESERVED_ARGUMENTS.get(kind, ())
-    for word in args:
-        name = word.partition("=")[0].replace("_", "-")
-        if name.startswith("--") and any(_means(name, each) for each in reserved):
-            return word.partition("=")[0]
-    for variable in env if reserved else ():
-        # llama-server reads each of its arguments from a variable, too.
-        name = f"--{variable.removeprefix('LLAMA_ARG_').lower().replace('_', '-')}"
-        of_argument = variable.startswith("LLAMA_ARG_") and any(_means(name, each) for each in reserved)
-        if variable in _RESERVED_VARIABLES or of_argument or variable == "LLAMA_ARG_STATIC_PATH":
-            return variable
+def refused_argument(kind: EngineKind, args: Sequence[str], env: Iterable[str]) -> RefusedArgument | None:
+    """Return the first argument, or variable, that a model's entry may not give its engine; None without one.
+
+    Names are taken as engines take them: `_` for `-`, with `=` and a value, and for vLLM as a beginning.
+    """
+    return next(_refused(kind, args, env), None)
+
+
+def _refused(kind: EngineKind, args: Sequence[str], env: Iterable[str]) -> Iterator[RefusedArgument]:
+    if kind not in _REFUSED:
+        return
+    for word, following in zip_longest(args, args[1:], fillvalue=""):
+        given, equals, value = word.partition("=")
+        name = given.replace("_", "-")
+        if reason := _reason(kind, name):
+            yield RefusedArgument(given, *reason)
+        for refused, values, hint in _REFUSED_VALUES.get(kind, ()):
+            if name == refused and values.match(value if equals else following):
+                yield RefusedArgument(given, _UNPLANNED, hint)
+    for variable in env:
+        name = f"--{variable.removeprefix(_OF_ARGUMENT).lower().replace('_', '-')}"
+        reason = _VARIABLES.get(variable)
+        if reason is None and kind is EngineKind.LLAMA_CPP and variable.startswith(_OF_ARGUMENT):
+            reason = _reason(kind, name)
+        if reason:
+            yield RefusedArgument(variable, *reason)
+
+
+def _reason(kind: EngineKind, name: str) -> tuple[str, str] | None:
+    """Return why a name is refused, and what says it properly."""
+    abbreviates = kind is EngineKind.VLLM and len(name) > _SHORTEST
+    # vLLM takes a part of a value after a dot, as in --speculative-config.model.
+    name = name.partition(".")[0]
+    for reason, names in _REFUSED[kind]:
+        for refused in names.split():
+            whole = name.startswith(refused) if refused.endswith("-") else name == refused
+            if whole or (abbreviates and refused.startswith(name)):
+                return reason
     return None
-
-
-def _means(name: str, reserved: str) -> bool:
-    if reserved.endswith("-"):
-        return name.startswith(reserved)
-    return name == reserved or (len(name) > _SHORTEST and reserved.startswith(name))

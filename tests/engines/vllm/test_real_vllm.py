@@ -96,11 +96,7 @@ async def test_an_embedding_model_embeds_and_does_not_chat(tmp_path: Path) -> No
         ({"args": ("--task", "embed")}, Cause.BAD_ARGUMENT, "does not know the argument --task"),
         ({"args": ("--enable-sleep-mode",)}, Cause.BAD_ARGUMENT, "vLLM cannot sleep on this device"),
         ({"n_ctx": 1024}, Cause.CONTEXT_TOO_LARGE, "1024 tokens is longer than the 512"),
-        (
-            {"args": ("--kv-cache-memory-bytes", "40000")},
-            Cause.CONTEXT_TOO_LARGE,
-            "does not hold its context",
-        ),
+        ({"cache_bytes": 40000}, Cause.CONTEXT_TOO_LARGE, "does not hold its context"),
     ],
     ids=["no such argument", "asleep on the CPU", "more than it takes", "no room for one request"],
 )

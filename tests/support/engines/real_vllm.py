@@ -4,6 +4,7 @@ import functools
 import os
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,26 @@ def _models() -> tempfile.TemporaryDirectory[str]:
 
 
 def vllm_order(
-    name: str = "text", *, sleep: int = 0, args: tuple[str, ...] = (), **recipe: Any
+    name: str = "text",
+    *,
+    sleep: int = 0,
+    args: tuple[str, ...] = (),
+    cache_bytes: int | None = None,
+    **recipe: Any,
 ) -> EngineOrder:
-    """An order for a model of `models`, called tiny, planned in host RAM as the daemon plans it."""
+    """An order for a model of `models`, called tiny, planned in host RAM as the daemon plans it.
+
+    `cache_bytes` is the size of its KV cache, None for the planned one.
+    """
     path = models() / name
     shape = load_model(path)
     told = Recipe(engine=EngineKind.VLLM, **{"n_ctx": 512, "parallel": 2, **recipe})
     budget = Budget(HOST, 64 * GIB, 64 * GIB)
     placement = place_tensor_parallel("tiny", shape, told, [budget], BudgetRules())
     assert isinstance(placement, Placement)
+    if cache_bytes is not None:
+        (share,) = placement.shares
+        smaller = replace(share, parts=replace(share.parts, kv=cache_bytes))
+        placement = replace(placement, shares=(smaller,))
     options = EngineOptions(command=(str(program()),), sleep=sleep)
     return EngineOrder("tiny", path, shape.kind, placement, env=ENV, args=(*QUICKLY, *args), options=options)

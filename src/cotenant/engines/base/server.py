@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from cotenant.domain.devices import Device, DeviceId
-from cotenant.domain.engine_arguments import reserved_word
+from cotenant.domain.engine_arguments import refused_argument
 from cotenant.domain.engines import LOG_MARK, Endpoint, EngineBuild, EngineEnd, EngineReport
 from cotenant.domain.errors import BadRecipe, EngineError, EngineLoadFailed, EngineLoadTimeout
 from cotenant.domain.exit_causes import Cause, Diagnosis
@@ -102,9 +102,9 @@ class ServerHost:
 
         Raises BadRecipe, EngineMissing or EngineLoadFailed.
         """
-        word = reserved_word(order.placement.recipe.engine, order.args, order.env)
-        if word is not None:
-            raise BadRecipe(f"{order.name}: {word} is set by Cotenant", hint="Leave it out.")
+        refused = refused_argument(order.placement.recipe.engine, order.args, order.env)
+        if refused is not None:
+            raise BadRecipe(f"{order.name}: {refused.word} {refused.why}", hint=refused.hint)
         port = ReservedPort()
         try:
             plan = (await asyncio.to_thread(plan_for, port.number)).with_key()
