@@ -70,6 +70,13 @@ class ServerSettings:
         flag=None,
         shown="none",
     )
+    cors_origins: tuple[str, ...] = setting(
+        (),
+        "origins whose pages may ask models, such as `https://chat.example.com`; `*`: any",
+        flag=None,
+        reads="origin",
+        shown="none",
+    )
     request_log: Path | None = setting(
         None,
         "file that gets a line for each request: model and sizes, never content",

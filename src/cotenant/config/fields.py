@@ -65,6 +65,7 @@ _READERS: Final[Mapping[str, Scalar]] = {
     "mib_or_none": scalars.mib_or_none(MAX_MIB),
     "model_devices": scalars.words(everything="auto"),
     "name": scalars.name,
+    "origin": scalars.origin,
     "percent": scalars.percent,
     "policy": scalars.one_of(POLICIES),
     "share": scalars.share,

@@ -385,3 +385,8 @@ variable_name = _matching(
     "the name of a variable",
     "Use letters, digits and _, such as VRAM_BUDGET_GB.",
 )
+origin = _matching(
+    r"\*|[a-z][a-z0-9+.-]{1,31}://[A-Za-z0-9_.-]{1,253}(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?",
+    "the origin of a page",
+    "Write scheme, host and port as browsers send them, such as https://chat.example.com, or * for any.",
+)

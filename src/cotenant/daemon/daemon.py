@@ -291,6 +291,7 @@ class Daemon:
             api_keys=active.keys.current,
             hosts=(*server.allowed_hosts, Endpoint(server.host, server.port).authority),
             media_hosts=server.media_hosts,
+            cors_origins=server.cors_origins,
             upload_folder=self._inputs.options.state_dir,
             console=Console,
             examine=None if examine is None else lambda: examine(active.configuration),

@@ -16,6 +16,7 @@ from cotenant.domain.alerts import AlertKind
 from cotenant.domain.errors import CotenantError, Forbidden, ShuttingDown, UnknownRoute
 from cotenant.domain.keys import ApiKey, KeyScope
 from cotenant.gateway.access.access_control import SESSION, AccessControl, described
+from cotenant.gateway.access.cors import Cors, answer_preflight, is_preflight
 from cotenant.gateway.http.limits import Limits, Timing
 from cotenant.gateway.http.model_list import find_model, openai_model
 from cotenant.gateway.http.problems import send_problem
@@ -33,7 +34,7 @@ from cotenant.gateway.inference.proxy import Exchange
 from cotenant.gateway.inference.request_log import RequestLog
 from cotenant.gateway.inference.shared import Proxy
 from cotenant.gateway.inference.upstream import UPSTREAM, upstream_target
-from cotenant.gateway.ollama.api import BLOBS, OllamaApi
+from cotenant.gateway.ollama.api import BLOBS, READING, OllamaApi
 from cotenant.gateway.operator.advice import AdviceRoutes
 from cotenant.gateway.operator.decisions import DecisionRoutes
 from cotenant.gateway.operator.doctor import DoctorRoutes
@@ -86,8 +87,9 @@ class Gateway:
     """Serves a router's models, and the operator's API.
 
     One instance belongs to one event loop. `clock` is the clock of the operator's decisions. `hosts` are
-    allowed host names in addition to those of local networks, and `media_hosts` those from which engines may
-    fetch images. `console` makes the pages, given the gateway.
+    allowed host names in addition to those of local networks, `media_hosts` those from which engines may
+    fetch images, and `cors_origins` those whose pages may ask models. `console` makes the pages, given the
+    gateway.
     `examine` runs the doctor's checks, in a thread. Files that clients send are kept in `upload_folder`.
     """
 
@@ -110,6 +112,7 @@ class Gateway:
         api_keys: Sequence[ApiKey] = (),
         hosts: Sequence[str] = (),
         media_hosts: Sequence[str] = (),
+        cors_origins: Sequence[str] = (),
         upload_folder: Path | None = None,
         limits: Limits | None = None,
         timing: Timing | None = None,
@@ -121,6 +124,7 @@ class Gateway:
         self._operator = operator
         self._alerts = alerts
         self._access = AccessControl(api_keys, hosts, clock)
+        self._cors = Cors(cors_origins) if cors_origins else None
         self._console = console(self)
         self._proxy = Proxy(router, self.limits, timing, request_log, media_hosts)
         self._closing = asyncio.Event()
@@ -159,6 +163,13 @@ class Gateway:
         if scope["path"] not in TARGETS:
             tidy(scope)
         path = scope["path"]
+        if self._cors is not None and self._is_for_clients(path):
+            admitted = self._cors.admit(scope, send)
+            if admitted is not None:
+                send = admitted
+                if is_preflight(scope):
+                    await answer_preflight(scope, send)
+                    return
         form = self._error_forms.get(BLOBS if path.startswith(BLOBS) else path)
         if form is None and path not in TARGETS:
             form = form_of_unknown(scope)
@@ -195,6 +206,10 @@ class Gateway:
             _log.exception("request failed unexpectedly: path=%s", scope["path"])
             if not _has_begun(exchange, send):
                 await send_problem(send, error)
+
+    def _is_for_clients(self, path: str) -> bool:
+        """Whether pages of other origins may be let in at a path: not where operators act."""
+        return path in TARGETS or path in READING or path == _HEALTH or path.startswith(f"{_OPENAI}/models")
 
     def set_api_keys(self, keys: Sequence[ApiKey]) -> None:
         """Accept these keys from now on; what others began in a browser ends."""

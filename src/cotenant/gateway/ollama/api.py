@@ -50,6 +50,10 @@ OLLAMA_VERSION: Final = "0.17.4"
 
 _MAY_UNLOAD: Final = models.LOADED | {"loading"}
 BLOBS: Final = "/api/blobs/"
+READING: Final = frozenset(
+    f"/api/{name}" for name in ("version", "tags", "ps", "show", "chat", "generate", "embed", "embeddings")
+)
+"""Paths of clients, which change no files."""
 _CREATE: Final = (
     "Put the file into models_dir, or write an entry in the configuration (docs/configuration.md)."
 )
