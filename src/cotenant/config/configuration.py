@@ -181,7 +181,11 @@ class ModelEntry:
     projector: Projector | None = None
     aliases: tuple[str, ...] = setting((), "other names for it", flag=None, reads="name", shown="none")
     gpus: tuple[str, ...] = setting(
-        (), "auto, or a list of indices or UUIDs", flag=None, reads="model_devices", shown="auto"
+        (),
+        "auto, or a list of indices or UUIDs; of several machines `b:0`, or `b` for all of b",
+        flag=None,
+        reads="model_devices",
+        shown="auto",
     )
     gpus_fallback: bool = setting(
         True, "while GPUs of `gpus` are not there and it does not fit the others, use any", flag=None

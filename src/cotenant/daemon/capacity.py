@@ -14,7 +14,7 @@ from cotenant.domain.placements import Placement, Refusal
 from cotenant.domain.residencies import ResidencyId
 from cotenant.engines.process.marks import marked
 from cotenant.planning.device_choice import choose_devices
-from cotenant.planning.host_memory import on_host, placement_bytes
+from cotenant.planning.host_memory import placement_bytes
 from cotenant.planning.ledger import DeviceReading, Ledger
 from cotenant.scheduling.model_spec import ModelSpec
 
@@ -108,7 +108,7 @@ def peak(configuration: Configuration, inventory: Inventory, *, use_fit_params: 
 
 def _place(spec: ModelSpec, ledger: Ledger) -> Placement | Refusal:
     chosen = choose_devices(spec.fit, ledger.budgets(), ledger.claimed_devices(), together=spec.together)
-    return on_host(chosen, ledger.host_budget({}))
+    return ledger.on_host(chosen)
 
 
 def _outlook(entry: ModelEntry, result: Placement | Refusal) -> ModelOutlook:

@@ -6,15 +6,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import NewType
+from typing import Final, NewType
 
 from cotenant.domain.errors import UnknownDevice
 from cotenant.domain.vendors import InventorySource, Vendor
 
 DeviceId = NewType("DeviceId", str)
-"""The driver's UUID (`GPU-…`, `MIG-…`), or `host` for the RAM of this machine."""
+"""The driver's UUID (`GPU-…`, `MIG-…`), or `host` for the RAM of this machine, `host@b` for that of node b."""
 
 HOST_ID = DeviceId("host")
+_SHORTEST_UUID: Final = 5
+"""Of several machines, what is shorter than `GPU-` and a digit is the name of one of them."""
 _BUS_ID = re.compile(r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])", re.IGNORECASE)
 
 
@@ -63,7 +65,8 @@ class Device:
 
     `index` is the card's, for a MIG slice its parent's; `slice_number` is the slice's within its card, as
     `nvidia-smi -L` counts. A `described` device is one that `--gpus` describes:
-    plans may use it, but no process of this machine can run on it. `runtime_name` is its name in the vendor's
+    plans may use it, but no process of this machine can run on it. `node` is the machine that it is part of,
+    None for this one if there are no others. `runtime_name` is its name in the vendor's
     runtime, a UUID or an index, if that is not the id; `render_node` is the number of its device
     file under /dev/dri, if the runtime needs it.
     """
@@ -99,8 +102,28 @@ class Device:
 
     @property
     def label(self) -> str:
-        """Name the device for people: `GPU 0 NVIDIA GeForce RTX 3090`, or `host RAM`."""
-        return self.name if self.kind is DeviceKind.HOST else f"{self.number} {self.name}"
+        """Name the device for people: `GPU 0 NVIDIA GeForce RTX 3090`, on a node `b GPU 0 …`; `host RAM`."""
+        label = self.name if self.kind is DeviceKind.HOST else f"{self.number} {self.name}"
+        return label if self.node is None else f"{self.node} {label}"
+
+    @property
+    def spelling(self) -> str:
+        """What names it, and no other, where people choose devices: `0`, `b:0` of a node, or its id."""
+        own = self.id if self.index is None or self.slice_number is not None else str(self.index)
+        return own if self.node is None or own == self.id else f"{self.node}:{own}"
+
+    def is_named(self, name: str) -> bool:
+        """Whether a `name` that people give means it: its index, its id or the beginning of that.
+
+        On a node also the node, or its index there: `b`, `b:0`. An index means all slices of a card.
+        """
+        wanted, node = name.lower(), (self.node or "").lower()
+        if wanted.isdecimal():
+            return str(self.index) == wanted
+        if node and (wanted == node or (self.index is not None and wanted == f"{node}:{self.index}")):
+            return True
+        too_short = bool(node) and len(wanted) < _SHORTEST_UUID
+        return bool(wanted) and not too_short and self.id.lower().startswith(wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +232,7 @@ class Inventory:
         return tuple(sorted(self.devices, key=size, reverse=True))
 
     def select(self, names: Sequence[str]) -> Inventory:
-        """Keep the devices with these `names`: indices, UUIDs or unambiguous UUID prefixes.
+        """Keep the devices with these `names`: indices, UUIDs or unambiguous UUID prefixes; nodes, as `b`.
 
         An index means the card, or all slices of a card in MIG mode. `all` or nothing keeps every device.
         Raises UnknownDevice, which lists the valid names.
@@ -220,11 +243,27 @@ class Inventory:
         kept = tuple(device for device in self.devices if device.id in wanted)
         return replace(self, devices=kept, readings={device.id: self.reading(device) for device in kept})
 
+    def on_node(self, node: str) -> Inventory:
+        """Return the inventory as that of a node among others, with ids that no other node has."""
+
+        def id_of(device: Device) -> DeviceId:
+            if device.kind is DeviceKind.HOST:
+                return host_id(node)
+            return DeviceId(f"{device.id}@{node}") if device.described else device.id
+
+        moved = tuple(replace(device, id=id_of(device), node=node) for device in self.devices)
+        readings = {
+            new.id: replace(self.reading(old), device_id=new.id)
+            for old, new in zip(self.devices, moved, strict=True)
+        }
+        host = self.host and self.host.on_node(node)
+        return replace(self, devices=moved, readings=readings, host=host)
+
     def _find(self, name: str) -> tuple[Device, ...]:
-        by_index = [d for d in self.devices if d.index is not None and str(d.index) == name]
-        if by_index:
-            return tuple(by_index)
         prefix = name.lower()
+        not_by_id = [d for d in self.devices if d.is_named(name) and not d.id.lower().startswith(prefix)]
+        if not_by_id:
+            return tuple(not_by_id)
         found = [device for device in self.devices if name and device.id.lower().startswith(prefix)]
         found = [device for device in found if device.id.lower() == prefix] or found
         if len(found) == 1:
@@ -233,6 +272,33 @@ class Inventory:
         what = "names more than one device" if found else "names no device"
         hint = " ".join((f"Devices of this machine: {known}.", *self.problems))
         raise UnknownDevice(f"{name!r} {what}", hint=hint)
+
+
+def host_id(node: str | None) -> DeviceId:
+    """Return the id of the RAM of a node; None is this machine."""
+    return HOST_ID if node is None else DeviceId(f"{HOST_ID}@{node}")
+
+
+def is_host(device: DeviceId) -> bool:
+    """Whether an id is that of a machine's RAM."""
+    return device == HOST_ID or device.startswith(f"{HOST_ID}@")
+
+
+def unclear_index(names: Sequence[str], devices: Sequence[Device]) -> str | None:
+    """Return why a bare index among `names` means no certain device; None if it does, or there is none.
+
+    It is the index of a card of the only machine.
+    """
+    index = next((name for name in names if name.isdecimal()), None)
+    nodes = dict.fromkeys(device.node for device in devices)
+    if index is None or len(nodes) < 2:
+        return None
+    cards = dict.fromkeys(f"{d.node}:{d.index}" for d in devices if d.node and str(d.index) == index)
+    spellings = ", ".join(f"`{card}`" for card in cards) or f"`NODE:{index}`"
+    return (
+        f"{index} is an index on each of {len(nodes)} machines: write {spellings}, the name of a machine for "
+        "all of its GPUs, or a UUID"
+    )
 
 
 def launch_environment(devices: Sequence[Device]) -> dict[str, str]:

@@ -83,6 +83,12 @@ class Placement:
         return tuple(share for share in self.shares if share.used)
 
     @property
+    def node(self) -> str | None:
+        """The machine that bears the model, all of it; None for this one if there are no others."""
+        shares = self.used_shares or self.shares
+        return shares[0].device.node if shares else None
+
+    @property
     def tensor_split(self) -> tuple[int, ...]:
         """Layers per device, in planned order; sums to `n_gpu_layers`. Empty if it is the engine's."""
         return () if self.by_engine else tuple(share.count for share in self.shares)
@@ -91,6 +97,17 @@ class Placement:
     def on_gpu(self) -> bool:
         """Whether any used device is not host RAM."""
         return any(share.device.kind is not DeviceKind.HOST for share in self.used_shares)
+
+    @property
+    def label(self) -> str:
+        """Name the devices that bear the model for people."""
+        ram = "host RAM" if self.node is None else f"{self.node} host RAM"
+        return ", ".join(share.device.label for share in self.used_shares) or ram
+
+    @property
+    def all_on_gpus(self) -> bool:
+        """Whether every layer is on a GPU, the output layer too."""
+        return self.n_gpu_layers > self.n_layers
 
     def with_warnings(self, *more: str) -> Placement:
         """Return the same placement with warnings added."""

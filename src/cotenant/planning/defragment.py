@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from cotenant.domain.devices import HOST_ID, DeviceId
+from cotenant.domain.devices import DeviceId, is_host
 from cotenant.domain.fragmentation import Defragmentation, ModelMove
 from cotenant.domain.placements import Placement
 from cotenant.planning.device_choice import choose_devices
@@ -342,5 +342,5 @@ _Order = tuple[int, tuple[ModelMove, ...]] | None
 
 def _alone_on(resident: Resident) -> Collection[DeviceId]:
     """Return the device of a model that is on one, nothing for one on several."""
-    devices = resident.held.keys() - {HOST_ID}
+    devices = {device for device in resident.held if not is_host(device)}
     return devices if len(devices) == 1 else ()

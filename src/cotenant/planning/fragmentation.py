@@ -54,7 +54,10 @@ class DeviceRoom:
 
 @dataclass(frozen=True, slots=True)
 class FreeMemory:
-    """What is free on all devices, in planned order, and of host RAM besides, and the models for it."""
+    """What is free on all devices, in planned order, and of host RAM besides, and the models for it.
+
+    Of several machines, `host` is the RAM with the most room.
+    """
 
     models: tuple[LoadableModel, ...]
     rooms: tuple[DeviceRoom, ...]

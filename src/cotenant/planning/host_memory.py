@@ -1,6 +1,6 @@
 """Host RAM on a machine with GPUs: what a placement holds of it besides its devices."""
 
-from cotenant.domain.devices import HOST_ID, DeviceId
+from cotenant.domain.devices import DeviceId, host_id
 from cotenant.domain.placements import Budget, Placement, Refusal, Shortfall
 from cotenant.domain.units import format_bytes
 
@@ -20,7 +20,8 @@ def placement_bytes(placement: Placement) -> dict[DeviceId, int]:
     taken = {share.device.id: share.parts.total for share in placement.used_shares}
     held = held_bytes(placement)
     if held:
-        taken[HOST_ID] = taken.get(HOST_ID, 0) + held
+        host = host_id(placement.node)
+        taken[host] = taken.get(host, 0) + held
     return taken
 
 

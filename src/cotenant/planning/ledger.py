@@ -6,14 +6,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, S
 from dataclasses import dataclass, replace
 from typing import Final
 
-from cotenant.domain.devices import HOST_ID, Device, DeviceId, DeviceKind
-from cotenant.domain.placements import Budget
+from cotenant.domain.devices import Device, DeviceId, DeviceKind, host_id
+from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.domain.residencies import ResidencyId
 from cotenant.domain.units import format_bytes
 from cotenant.planning.budgets import FREE_UNKNOWN
 from cotenant.planning.claims import Account, Claim
 from cotenant.planning.compute_modes import ANY_NUMBER, Admission
 from cotenant.planning.device_map import DeviceMap
+from cotenant.planning.host_memory import on_host
 from cotenant.planning.rooms import Rooms
 
 DRAINED: Final = "it is drained"
@@ -43,18 +44,17 @@ class DeviceReading:
 class Ledger:
     """The last Reading of every device, and all claims.
 
-    `lost` are the last Readings of devices that were there and are not any more. `host` is host RAM on a
-    machine with GPUs: models claim it, and none is placed on it as a device. Nothing new is placed on the
-    `drained` ones (`drain`). What follows is kept by device,
-    and computed anew only for devices whose Reading or claims have changed. `changed` collects these devices
-    for whoever empties it.
+    `lost` are the last Readings of devices that were there and are not any more. `hosts` are the RAM of
+    machines with GPUs, by id: models claim it, and none is placed on it as a device. Nothing new is placed
+    on the `drained` ones (`drain`). What follows is kept by device, and computed anew only for devices whose
+    Reading or claims have changed. `changed` collects these devices for whoever empties it.
     """
 
     def __init__(self, reserve_bytes: int = 0) -> None:
         self.reserve_bytes = reserve_bytes
         self.readings: dict[DeviceId, DeviceReading] = {}
         self.lost: dict[DeviceId, DeviceReading] = {}
-        self.host: DeviceReading | None = None
+        self.hosts: dict[DeviceId, DeviceReading] = {}
         self.drained: frozenset[DeviceId] = frozenset()
         self.claims: dict[ResidencyId, Claim] = {}
         self.changed: set[DeviceId] = set()
@@ -71,11 +71,15 @@ class Ledger:
     def read(self, readings: Sequence[DeviceReading], node: str | None = None) -> tuple[DeviceId, ...]:
         """Record new Readings of all devices of a node, in planned order; return those that are gone."""
         gpus = {r.device.id: r for r in readings if r.device.kind is not DeviceKind.HOST}
-        if node is None:
-            host = next((r for r in readings if gpus and r.device.kind is DeviceKind.HOST), None)
-            if self.host is None or host is None or self._differs(self.host, host):
-                self._touch(HOST_ID)
-            self.host = host
+        before_host = self.hosts.pop(host_id(node), None)
+        host = next((r for r in readings if gpus and r.device.kind is DeviceKind.HOST), None)
+        if host is not None:
+            self.hosts[host_id(node)] = host
+        if before_host is None or host is None:
+            if before_host is not host:
+                self._touch(host_id(node))
+        elif self._differs(before_host, host):
+            self._touch(host_id(node))
         now = gpus or {reading.device.id: reading for reading in readings}
         before = self._nodes.get(node, ())
         if tuple(now) != before:
@@ -93,6 +97,10 @@ class Ledger:
     def devices_of(self, node: str | None) -> Sequence[DeviceId]:
         """Return the devices of a node by its last Readings, in planned order."""
         return self._nodes.get(node, ())
+
+    def next_to(self, host: DeviceId) -> Sequence[DeviceId]:
+        """Return the devices of the machine whose RAM this is."""
+        return next((devices for node, devices in self._nodes.items() if host_id(node) == host), ())
 
     def drain(self, devices: frozenset[DeviceId]) -> None:
         """Leave exactly these devices out of all plans; the claims on them stay."""
@@ -192,12 +200,21 @@ class Ledger:
             unshown += account.growth(device, used, reading.engine_bytes)
         return min(by_ledger, reading.free_bytes - unshown) - self.reserve_bytes
 
-    def host_budget(self, freed: Mapping[DeviceId, int]) -> Budget | None:
-        """Return what may be planned of host RAM besides GPUs once `freed` is free; None if unknown."""
-        if self.host is None or self.host.free_bytes is None:
+    def host_budget(self, freed: Mapping[DeviceId, int], node: str | None) -> Budget | None:
+        """Return what may be planned of a node's RAM besides GPUs once `freed` is free; None if unknown."""
+        host = self.hosts.get(host_id(node))
+        if host is None or host.free_bytes is None:
             return None
-        room = max(0, self.available_bytes(HOST_ID) + freed.get(HOST_ID, 0))
-        return Budget(self.host.device, self.host.free_bytes, room)
+        room = max(0, self.available_bytes(host.device.id) + freed.get(host.device.id, 0))
+        return Budget(host.device, host.free_bytes, room)
+
+    def on_host(
+        self, placement: Placement | Refusal, freed: Mapping[DeviceId, int] | None = None
+    ) -> Placement | Refusal:
+        """Return a placement if the RAM of its node has room for its part there once `freed` is free."""
+        if isinstance(placement, Refusal):
+            return placement
+        return on_host(placement, self.host_budget(freed or {}, placement.node))
 
     def engines(self, device: DeviceId) -> int:
         """Count the claims on a device: an engine each, from the decision until its bytes are seen back."""
@@ -303,8 +320,8 @@ class Ledger:
         fresh = Ledger(self.reserve_bytes)
         fresh.drain(self.drained)
         for node, devices in self._nodes.items():
-            host = (self.host,) if self.host is not None and node is None else ()
-            fresh.read((*(self.readings[device] for device in devices), *host), node)
+            host = self.hosts.get(host_id(node))
+            fresh.read((*(self.readings[device] for device in devices), *((host,) if host else ())), node)
         for claim in self.claims.values():
             fresh.claim(claim.residency, dict(claim.bytes_by_device))
             anew = fresh.claims[claim.residency]
@@ -312,9 +329,7 @@ class Ledger:
         return fresh
 
     def _reading(self, device: DeviceId) -> DeviceReading:
-        if self.host is not None and device == HOST_ID:
-            return self.host
-        return self.readings[device]
+        return self.hosts.get(device) or self.readings[device]
 
     def _place(self, node: str | None, readings: Mapping[DeviceId, DeviceReading]) -> None:
         """Take in other devices of a node, or another order of them."""

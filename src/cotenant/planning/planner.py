@@ -6,7 +6,7 @@ from itertools import accumulate, pairwise
 from typing import Final, TypeAlias
 
 from cotenant.analysis.footprint import Costs
-from cotenant.domain.devices import HOST_ID, DeviceKind
+from cotenant.domain.devices import DeviceKind
 from cotenant.domain.engine_kinds import PlanMethod
 from cotenant.domain.models import (
     MOST_LAYERS,
@@ -23,6 +23,7 @@ from cotenant.domain.placements import MAX_DEVICES, Budget, Placement, Refusal, 
 from cotenant.domain.units import format_bytes
 from cotenant.planning.budgets import BudgetRules, left_out_warnings, overhead_bytes
 from cotenant.planning.layer_split import SPLITS, Range, SplitProblem, fill, least_fraction, only
+from cotenant.planning.machines import place_on_a_machine
 from cotenant.planning.manual_split import llama_counts, manual_counts
 from cotenant.planning.single_device import lay_out_whole, place_on_one_device, place_without_memory
 from cotenant.planning.tensor_parallel import place_tensor_parallel
@@ -44,12 +45,14 @@ class PlanRequest:
 
 
 def place(request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules) -> Placement | Refusal:
-    """Place a model on devices, in their order, or return why it does not fit.
+    """Place a model on devices of one machine, in their order, or return why it does not fit.
 
     Host RAM is used as a device only if it is the only one, or if the recipe wants no layer on a GPU. Raises
     BadSplit for a manual split that does not match.
     """
-    return PLANNERS[request.recipe.engine.traits.planning](request, budgets, rules)
+    planner = PLANNERS[request.recipe.engine.traits.planning]
+    most = request.recipe.n_gpu_layers == MOST_LAYERS
+    return place_on_a_machine(budgets, lambda those: planner(request, those, rules), most=most)
 
 
 def _place_layers(request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules) -> Placement | Refusal:
@@ -124,7 +127,8 @@ def leave_to_engine(
     if isinstance(within, Refusal):
         return within
     used = within.used_shares[0].budget
-    usable = next(group for group in _groups(usable) if used in group)
+    budgets = [budget for budget in budgets if budget.device.node == within.node]
+    usable = next(group for group in _groups([b for b in usable if b in budgets]) if used in group)
     costs = Costs(request.shape, recipe, projector=request.projector)
     whole, most = costs.parts(0, costs.n_units, many=len(usable) > 1), {}
     for budget in usable:
@@ -164,7 +168,7 @@ class _Attempt:
         """Place everything in host RAM; GPUs are listed as unused."""
         costs = self._costs(self.request.shape.n_layers + 1)
         parts = costs.all_on_host()
-        host = next((b for b in self.budgets if b.device.id == HOST_ID), None)
+        host = next((b for b in self.budgets if b.device.kind is DeviceKind.HOST), None)
         last = self.request.shape.n_layers - 1
         shares = tuple(
             Share(b, 0, last, 0, has_output=True, parts=parts) if b is host else Share.unused(b)

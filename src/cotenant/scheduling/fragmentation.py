@@ -20,7 +20,9 @@ def free_memory(state: State, now: float) -> FreeMemory:
         for model in state.models.values()
         if model.residency is None and not model.removed
     )
-    return FreeMemory(tuple(models), _rooms(state), state.ledger.host_budget({}))
+    hosts = (state.ledger.host_budget({}, reading.device.node) for reading in state.ledger.hosts.values())
+    most = max(filter(None, hosts), key=lambda budget: budget.budget_bytes, default=None)
+    return FreeMemory(tuple(models), _rooms(state), most)
 
 
 def packing_problem(state: State, model: ModelState) -> PackingProblem:
@@ -56,7 +58,7 @@ def packing_problem(state: State, model: ModelState) -> PackingProblem:
             idle = residency.idle and not other.queue
             held = {**residency.bytes_by_device}
             residents.append(Resident(other.spec.name, other.fit, held, idle, other.allowed))
-    memory = FreeMemory((), rooms, ledger.host_budget(freed))
+    memory = FreeMemory((), rooms, ledger.host_budget(freed, node))
     return PackingProblem(_loadable(model, 0.0), memory, tuple(residents), slots)
 
 

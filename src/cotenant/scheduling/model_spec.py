@@ -18,9 +18,10 @@ class ModelSpec:
     """A model and the rules for it.
 
     `fit` places it on devices, of which it uses only those that it `allows` (None: any); while some that it
-    names are not there, `elsewhere` returns how else it may be placed, None if it may not. With `together` it
-    is spread over all rather than packed on one. `slots` requests run at once. It is unloaded `keep_alive_s`
-    after its last request, None never. `load_s` is the first estimate of its load time, replaced by
+    names are not there, `elsewhere` returns how else it may be placed, None if it may not. Where it
+    `is_unclear` which of all devices it names, `fit` refuses them together, and nothing is placed. With
+    `together` it is spread over all rather than packed on one. `slots` requests run at once. It is unloaded
+    `keep_alive_s` after its last request, None never. `load_s` is the first estimate of its load time, replaced by
     measurements. A higher `priority` waits less. One with `preload` is loaded again if its engine dies.
     `seen_bytes` is what it was measured to hold, if its memory cannot be computed. A `guest` is no model, but
     memory that is leased to a command which is not ours (`guests`).
@@ -30,6 +31,7 @@ class ModelSpec:
     fit: Fit
     allows: Callable[[Device], bool] | None = None
     elsewhere: Callable[[Sequence[Device]], Fit | None] | None = None
+    is_unclear: Callable[[Sequence[Device]], bool] | None = None
     together: bool = False
     slots: int = 1
     keep_alive_s: float | None = 300.0

@@ -17,7 +17,7 @@ from cotenant.domain.placements import Placement, Refusal
 from cotenant.domain.residencies import ResidencyState, UnloadReason
 from cotenant.domain.units import format_count, format_duration
 from cotenant.planning.device_choice import choose_devices
-from cotenant.planning.host_memory import on_host, placement_bytes
+from cotenant.planning.host_memory import placement_bytes
 from cotenant.scheduling.model_state import ModelState, Reload, Reservation
 from cotenant.scheduling.placing import choose_fits, end_reservation
 from cotenant.scheduling.residency import Residency
@@ -73,7 +73,7 @@ def ask(state: State, model: ModelState, devices: frozenset[DeviceId], out: Outb
         state.reservations[name] = Reservation(name, placement, needed, {residency.id}, out.at, reload=reload)
         state.want(model, f"it moves from {reload.moved_from}")
         out.publish(DecisionKind.MOVE, name, plan.text, bytes=residency.bytes)
-        why = f"unloaded: it moves to {_labels(placement)}"
+        why = f"unloaded: it moves to {placement.label}"
         unload_when_idle(state, residency, out, UnloadReason.MOVED, why)
 
 
@@ -300,7 +300,7 @@ def _choose(
     ]
     used = state.ledger.claimed_devices()
     found = choose_devices(model.fit, allowed, used, together=model.spec.together)
-    return on_host(found, state.ledger.host_budget(reserved_bytes))
+    return state.ledger.on_host(found, reserved_bytes)
 
 
 def obstacle(state: State, model: ModelState) -> str:
@@ -341,7 +341,7 @@ def _described(
         changes.append(
             DeviceChange(known.id, known.index, known.own_name, known.total_bytes, now, during, after)
         )
-    here, there = device_labels(residency), _labels(placement) if placement is not None else ""
+    here, there = device_labels(residency), placement.label if placement is not None else ""
     if there:
         how = "live" if method is MoveMethod.LIVE else "by a reload"
         text = f"moves {how} from {here} to {there}: {text}"
@@ -364,10 +364,6 @@ def _on(state: State, devices: Iterable[DeviceId]) -> list[Residency]:
         for residency in found
         if not residency.gone and residency.state is not ResidencyState.DRAINING
     ]
-
-
-def _labels(placement: Placement) -> str:
-    return ", ".join(share.device.label for share in placement.used_shares) or "host RAM"
 
 
 def _label(state: State, device: DeviceId) -> str:

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cotenant.domain.decisions import DecisionKind
-from cotenant.domain.devices import HOST_ID, DeviceId
-from cotenant.domain.placements import Budget, Placement
+from cotenant.domain.devices import DeviceId, is_host
+from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.domain.residencies import RefusalCode, ResidencyId, UnloadReason
 from cotenant.domain.units import format_count, format_duration
-from cotenant.planning.device_needs import DeviceNeeds
-from cotenant.planning.host_memory import on_host, placement_bytes
+from cotenant.planning.device_needs import DeviceNeeds, Fit
+from cotenant.planning.host_memory import placement_bytes
 from cotenant.scheduling.model_state import Attempt, ModelState, Reservation
 from cotenant.scheduling.requests import refuse
-from cotenant.scheduling.room import Room, emptied_host, never_fits
+from cotenant.scheduling.room import Room, never_fits, on_emptied_host
 from cotenant.scheduling.state import Outbox, State
 from cotenant.scheduling.transitions import resume, start, unload_when_idle
 from cotenant.scheduling.victims import Victims, VictimSearch
@@ -120,8 +120,14 @@ def choose_fits(state: State, models: Iterable[ModelState]) -> None:
         model.allowed, model.tried = None, None
         if spec.allows is not None and present is not None and fit is spec.fit:
             model.allowed = tuple(budget.device.id for budget in present if spec.allows(budget.device))
+        if spec.is_unclear and spec.is_unclear([r.device for r in state.ledger.readings.values()]):
+            fit, model.allowed = _always(spec.fit(state.ledger.whole())), ()
         if fit is not model.fit:
             model.needs = DeviceNeeds(fit)
+
+
+def _always(answer: Placement | Refusal) -> Fit:
+    return lambda _: answer
 
 
 def _in_order(now: _Pass) -> list[ModelState]:
@@ -171,15 +177,18 @@ def _place(now: _Pass, model: ModelState, out: Outbox) -> None:
     among: list[DeviceId] | None = None
     if tried is not None:
         among = state.touched_since(tried.step)
-        if HOST_ID in among and HOST_ID not in state.ledger.readings:
-            among = None if tried.for_host else [device for device in among if device != HOST_ID]
+        hosts = [device for device in among if is_host(device) and device not in state.ledger.readings]
+        among = [device for device in among if device not in hosts]
+        if hosts and tried.for_host:
+            beside = [device for host in hosts for device in state.ledger.next_to(host)]
+            among = None if len(state.ledger.hosts) < 2 else [*dict.fromkeys((*among, *beside))]
     if tried is not None and among is not None:
         tried.step = state.step
         if not among:
             return
         among = [device for device in among if device in state.ledger.readings]
     else:
-        tried = Attempt(state.step, math.inf, now.is_overdue(model), state.ledger.host is not None)
+        tried = Attempt(state.step, math.inf, now.is_overdue(model), bool(state.ledger.hosts))
         model.tried = tried
     crowded = not model.spec.guest and state.max_loaded_reached()
     room, nodes = now.room(), _nodes_of(state, among)
@@ -312,7 +321,7 @@ def _refuse(state: State, model: ModelState, reason: str, out: Outbox) -> None:
 
     One that is to stay loaded is tried again with each Reading.
     """
-    bare = on_host(model.spec.fit(state.ledger.whole(lost=True)), emptied_host(state, bare=True))
+    bare = on_emptied_host(state, model.spec.fit(state.ledger.whole(lost=True)), bare=True)
     again_s = None
     if isinstance(bare, Placement):
         reason, again_s = "; ".join((reason, *state.ledger.obstacles())), _COME_BACK_S

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from cotenant.domain.devices import HOST_ID, DeviceId
+from cotenant.domain.devices import DeviceId, is_host
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import LeaseId, ResidencyId, ResidencyState, UnloadReason
 
@@ -59,8 +59,13 @@ class Residency:
     @property
     def devices(self) -> tuple[DeviceId, ...]:
         """The devices that it runs on: host RAM only if it has no GPU."""
-        gpus = tuple(device for device in self.bytes_by_device if device != HOST_ID)
+        gpus = tuple(device for device in self.bytes_by_device if not is_host(device))
         return gpus or tuple(self.bytes_by_device)
+
+    @property
+    def node(self) -> str | None:
+        """The machine that it runs on; None for this one if there are no others."""
+        return self.placement.node
 
     @property
     def held_since(self) -> float:

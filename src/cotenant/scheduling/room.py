@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from cotenant.domain.devices import HOST_ID, DeviceId
+from cotenant.domain.devices import DeviceId, host_id
 from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.planning.device_needs import Kind
 from cotenant.planning.eviction import freed_by
 from cotenant.planning.host_memory import on_host
+from cotenant.planning.machines import more_on_gpus
 from cotenant.planning.rooms import Rank, place_of, rank
 from cotenant.scheduling.model_state import Attempt, ModelState
 from cotenant.scheduling.residency import Residency
@@ -53,21 +54,27 @@ class Room:
         that larger models find contiguous room. A model that is better spread than packed is placed on all
         devices of a machine at once.
         """
-        host = self._ledger.host_budget(self.freed)
         if not model.spec.together:
             alone = self._alone(model)
-            if alone is not None:
-                return on_host(alone, host)
+            placed = None if alone is None else self._ledger.on_host(alone, self.freed)
+            if placed is not None and (isinstance(placed, Placement) or len(self._ledger.hosts) < 2):
+                return placed
         refusal: Refusal | None = None
+        best: Placement | None = None
         for node in (self._ledger.devices.nodes() or [()]) if nodes is None else nodes:
             budgets = self.budgets(node)
             if budgets and self.is_hopeless(model, budgets):
                 continue
             found = model.fit(budgets)
             if isinstance(found, Placement):
-                return on_host(found, host)
-            refusal = refusal or found
-        return refusal or Refusal(model.spec.name, "no machine has room for its weights")
+                found = self._ledger.on_host(found, self.freed)
+            if isinstance(found, Placement):
+                best = more_on_gpus(best, found)
+                if best.all_on_gpus or not model.spec.together:
+                    break
+            else:
+                refusal = refusal or found
+        return best or refusal or Refusal(model.spec.name, "no machine has room for its weights")
 
     def budgets(self, node: Sequence[DeviceId]) -> tuple[Budget, ...]:
         """Return what may be planned on the devices of a machine."""
@@ -124,10 +131,9 @@ def reserved(state: State) -> tuple[Counter[DeviceId], Counter[DeviceId]]:
 def never_fits(state: State, model: ModelState, tried: Attempt | None = None) -> str | None:
     """Return the planner's reason if the model does not fit even without all models that are not pinned."""
     ledger = state.ledger
-    host = emptied_host(state)
 
     def fits(devices: Sequence[DeviceId]) -> Placement | Refusal:
-        return on_host(model.fit([_emptied(state, device) for device in devices]), host)
+        return on_emptied_host(state, model.fit([_emptied(state, device) for device in devices]))
 
     def fits_alone(device: DeviceId) -> bool:
         kind = ledger.devices.kind(device, single=model.allowed is not None)
@@ -135,7 +141,7 @@ def never_fits(state: State, model: ModelState, tried: Attempt | None = None) ->
             return False
         budget = _emptied(state, device)
         fits_there = budget.left_out is None and model.needs.fits(kind, budget.budget_bytes)
-        return fits_there and (host is None or isinstance(fits((device,)), Placement))
+        return fits_there and (not ledger.hosts or isinstance(fits((device,)), Placement))
 
     tried = tried or Attempt(state.step, math.inf, overdue=False)
     singly: Iterable[DeviceId] = ledger.readings if model.allowed is None else model.allowed
@@ -181,15 +187,20 @@ def _emptied(state: State, device: DeviceId) -> Budget:
     return replace(budget, budget_bytes=max(0, room - ledger.reserve_bytes))
 
 
-def emptied_host(state: State, *, bare: bool = False) -> Budget | None:
-    """Return the budget of host RAM with pinned models alone, or `bare` with nothing at all."""
-    budget, host = state.ledger.host_budget({}), state.ledger.host
-    if budget is None or host is None:
-        return None
-    room = host.capacity_bytes - state.ledger.reserve_bytes
+def on_emptied_host(
+    state: State, placement: Placement | Refusal, *, bare: bool = False
+) -> Placement | Refusal:
+    """Return a placement if its part in host RAM fits next to pinned models alone, or `bare` in all of it."""
+    if isinstance(placement, Refusal):
+        return placement
+    budget = state.ledger.host_budget({}, placement.node)
+    if budget is None:
+        return placement
+    host = host_id(placement.node)
+    room = state.ledger.hosts[host].capacity_bytes - state.ledger.reserve_bytes
     if not bare:
-        room -= state.ledger.foreign_bytes(HOST_ID) + _pinned_bytes(state, HOST_ID)
-    return replace(budget, budget_bytes=max(0, room))
+        room -= state.ledger.foreign_bytes(host) + _pinned_bytes(state, host)
+    return on_host(placement, replace(budget, budget_bytes=max(0, room)))
 
 
 def _leaving(state: State, device: DeviceId) -> int:

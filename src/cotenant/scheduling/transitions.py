@@ -266,7 +266,7 @@ def reclaim(state: State, residency: Residency, out: Outbox) -> None:
 
 def device_labels(residency: Residency) -> str:
     """Name the devices of a residency for people."""
-    return ", ".join(share.device.label for share in residency.placement.used_shares) or "host RAM"
+    return residency.placement.label
 
 
 def _seen_back(state: State, residency: Residency, device: DeviceId) -> bool:

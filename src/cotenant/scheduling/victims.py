@@ -11,7 +11,6 @@ from cotenant.domain.devices import DeviceId
 from cotenant.domain.placements import Budget, Placement
 from cotenant.domain.residencies import ResidencyId, ResidencyState
 from cotenant.planning.eviction import Candidate, cheapest_anywhere, cheapest_on_device, freed_by
-from cotenant.planning.host_memory import on_host
 from cotenant.scheduling.advice import soft_pinned_cost
 from cotenant.scheduling.model_state import ModelState
 from cotenant.scheduling.policy import Victim
@@ -128,7 +127,7 @@ class VictimSearch:
         for _, _, victims, budget in sorted(enough, key=lambda each: each[:2]):
             freed, _ = freed_by(victim.bytes_by_device for victim in victims)
             freed.update(room.freed)
-            placed = on_host(self.model.fit([budget]), ledger.host_budget(freed))
+            placed = ledger.on_host(self.model.fit([budget]), freed)
             if isinstance(placed, Placement):
                 return Victims(victims, placed)
         return None
@@ -167,7 +166,7 @@ class VictimSearch:
 
         def fits(victims: Sequence[Candidate]) -> Placement | None:
             budgets, freed = then(victims)
-            placed = on_host(model.fit(budgets), ledger.host_budget(freed))
+            placed = ledger.on_host(model.fit(budgets), freed)
             return placed if isinstance(placed, Placement) else None
 
         if not candidates or room.is_hopeless(model, then(candidates)[0]):

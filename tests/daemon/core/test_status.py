@@ -25,6 +25,6 @@ def test_a_child_of_an_engine_is_no_stranger_on_the_card():
     state.ledger.readings[CARD.id] = DeviceReading(CARD, 0.0, capacity_bytes=1, free_bytes=1)
     with process(0) as engine, process(engine) as worker, process(0) as stranger:
         held = tuple(GpuProcess(pid, None, 1) for pid in (engine, worker, stranger))
-        (card,) = device_statuses(state, {CARD.id: Reading(CARD.id, 0.0, processes=held)}, {engine})
+        (card,) = device_statuses(state, {CARD.id: Reading(CARD.id, 0.0, processes=held)}, lambda _: {engine})
     assert card.processes is not None
     assert [process.pid for process in card.processes] == [stranger]

@@ -146,12 +146,17 @@ class Effects:
         own = running.engine.log_path if running is not None and running.engine is not None else None
         return own or self.log_path(name)
 
-    def pids(self) -> dict[int, ResidencyId]:
-        """Return the processes of all engines that are processes of ours."""
+    def pids(self, node: str | None = None) -> dict[int, ResidencyId]:
+        """Return the processes of all engines on a node that are processes of ours.
+
+        Two machines may have processes of one number.
+        """
         return {
             running.engine.pid: residency
             for residency, running in self.running.items()
-            if running.engine is not None and running.engine.pid is not None
+            if running.engine is not None
+            and running.engine.pid is not None
+            and running.placement.node == node
         }
 
     async def close(self) -> None:

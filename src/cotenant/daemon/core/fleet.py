@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cotenant.config.configuration import ModelEntry
-from cotenant.domain.devices import Device
+from cotenant.domain.devices import Device, unclear_index
 from cotenant.domain.engine_kinds import EngineKind, PlanMethod
-from cotenant.domain.errors import UnknownDevice, UnknownModel
+from cotenant.domain.errors import BadSplit, UnknownDevice, UnknownModel
 from cotenant.domain.models import MOST_LAYERS, SplitPolicy
-from cotenant.domain.placements import Budget
+from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.interfaces import EngineHost
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.device_needs import Fit
@@ -62,17 +62,34 @@ def spec_of(
     recipe, request = entry.recipe, entry.request
     lay_out = leave_to_engine if use_fit_params else place
 
+    def fit(budgets: Sequence[Budget]) -> Placement | Refusal:
+        unclear = unclear_index(entry.gpus, [budget.device for budget in budgets])
+        if unclear is not None:
+            return Refusal(entry.name, f"`gpus: [{', '.join(entry.gpus)}]` is not clear: {unclear}")
+        return lay_out_or_refuse(only_allowed(budgets, entry.gpus))
+
+    def lay_out_or_refuse(budgets: Sequence[Budget]) -> Placement | Refusal:
+        try:
+            return lay_out(request, budgets, rules)
+        except BadSplit as error:
+            # It is for another number of GPUs than are usable now, or than this machine has.
+            return Refusal(entry.name, error.message)
+
     def elsewhere(devices: Sequence[Device]) -> Fit | None:
         missing = any(not any(may_use([name], device) for device in devices) for name in entry.gpus)
-        return (lambda budgets: lay_out(request, budgets, rules)) if missing else None
+        return lay_out_or_refuse if missing else None
+
+    def is_unclear(devices: Sequence[Device]) -> bool:
+        return unclear_index(entry.gpus, devices) is not None
 
     may_move = bool(entry.gpus) and entry.gpus_fallback and recipe.engine is not EngineKind.OLLAMA
     spread = recipe.n_gpu_layers == MOST_LAYERS or recipe.split_policy is not SplitPolicy.FILL
     return ModelSpec(
         entry.name,
-        lambda budgets: lay_out(request, only_allowed(budgets, entry.gpus), rules),
+        fit,
         allows=(lambda device: may_use(entry.gpus, device)) if entry.gpus else None,
         elsewhere=elsewhere if may_move else None,
+        is_unclear=is_unclear if any(name.isdecimal() for name in entry.gpus) else None,
         together=spread or bool(recipe.tensor_split) or not recipe.smart_split,
         slots=recipe.parallel,
         keep_alive_s=entry.keep_alive_s,
@@ -107,15 +124,17 @@ def only_allowed(budgets: Sequence[Budget], gpus: Sequence[str]) -> list[Budget]
 
 def may_use(gpus: Sequence[str], device: Device) -> bool:
     """Whether a model's `gpus:` names a device, or any."""
-    index, id_ = str(device.index), device.id.lower()
-    return not gpus or any(n == index if n.isdecimal() else id_.startswith(n.lower()) for n in gpus)
+    return not gpus or any(device.is_named(name) for name in gpus)
 
 
 def find_device(devices: Sequence[Device], gpu: str) -> Device:
-    """Return the device of an index, a UUID or its beginning. Raises UnknownDevice."""
+    """Return the device of an index, `b:0` of a node, a UUID or its beginning. Raises UnknownDevice."""
     found = [device for device in devices if gpu and may_use([gpu], device)]
     if len(found) != 1:
-        there = ", ".join(device.label for device in devices)
+        there = ", ".join(
+            device.label if device.node is None else f"{device.spelling} ({device.label})"
+            for device in devices
+        )
         what = "names several GPUs" if found else "is no GPU of this daemon"
         raise UnknownDevice(f"{gpu[:80]!r} {what}", hint=f"There are: {there}.")
     return found[0]

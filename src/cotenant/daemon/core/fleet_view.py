@@ -53,7 +53,7 @@ class FleetView:
 
         They leave host RAM that models claim alone.
         """
-        host = self._state.ledger.readings.get(HOST_ID) or self._state.ledger.host
+        host = self._state.ledger.readings.get(HOST_ID) or self._state.ledger.hosts.get(HOST_ID)
         if host is not None and host.free_bytes is not None:
             budget_bytes = min(budget_bytes, self._state.ledger.available_bytes(HOST_ID))
         entries = self._loop.fleet.entries

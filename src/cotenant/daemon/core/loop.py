@@ -84,7 +84,8 @@ class Loop:
         self.fleet = Fleet.of(())
         self.guests: dict[str, Guest] = {}
         self.served_since: Mapping[str, int] = {}
-        self.readings: Mapping[DeviceId, Reading] = {}
+        self.readings: dict[DeviceId, Reading] = {}
+        self._read_of: dict[str | None, tuple[DeviceId, ...]] = {}
         self.warm: WarmStatus | None = None
         self.decision_times: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(_BOUNDS_S))
         self._on_violation = on_violation
@@ -113,9 +114,12 @@ class Loop:
         self.post(specs)
         self.feed.keep_only(self.fleet.entries.keys() | self.guests.keys())
 
-    def record_readings(self, readings: Mapping[DeviceId, Reading]) -> None:
-        """Keep the devices' last Readings for the status pages; the scheduler gets them by DevicesRead."""
-        self.readings = readings
+    def record_readings(self, readings: Mapping[DeviceId, Reading], node: str | None = None) -> None:
+        """Keep the last Readings of a node's devices for the status pages; DevicesRead is the scheduler's."""
+        for device in self._read_of.get(node, ()):
+            self.readings.pop(device, None)
+        self._read_of[node] = tuple(readings)
+        self.readings.update(readings)
 
     def record_warm(self, status: WarmStatus) -> None:
         """Keep what is warm for the status pages."""

@@ -1,7 +1,7 @@
 """The scheduler's state as operators see it."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from cotenant.concurrency.process_groups import leader_of
@@ -58,13 +58,17 @@ def model_status(
 
 
 def device_statuses(
-    state: State, readings: Mapping[DeviceId, Reading], ours: Collection[int] = ()
+    state: State,
+    readings: Mapping[DeviceId, Reading],
+    ours: Callable[[str | None], Collection[int]] = lambda _: (),
 ) -> list[DeviceStatus]:
     """Describe every device, in planned order.
 
-    `readings` are the last ones of each; `ours` are the leaders of our engines' process groups.
+    `readings` are the last ones of each; `ours` returns the leaders of our engines' process groups on a
+    node.
     """
     ledger, sensors = state.ledger, Sensors.names()
+    on_node = {node: ours(node) for node in {r.device.node for r in ledger.readings.values()}}
     return [
         DeviceStatus(
             uuid=device,
@@ -85,7 +89,7 @@ def device_statuses(
             mps=reading.admission.group is not None,
             left_out=reading.left_out,
             drain=("draining" if ledger.holders(device) else "drained") if device in ledger.drained else None,
-            processes=_others(seen, ours),
+            processes=_others(seen, on_node[reading.device.node], reading.device.node),
             **{name: getattr(seen, name) for name in sensors},
         )
         for device, reading in ledger.readings.items()
@@ -135,9 +139,13 @@ def _bytes_by_device(residency: Residency) -> dict[str, int]:
     return {str(device): residency.bytes_by_device[device] for device in residency.devices}
 
 
-def _others(seen: Reading, ours: Collection[int]) -> tuple[GpuProcess, ...] | None:
+def _others(seen: Reading, ours: Collection[int], node: str | None) -> tuple[GpuProcess, ...] | None:
+    """Return the processes of others; which family one of another machine belongs to cannot be seen here."""
     processes = seen.processes
-    return processes and tuple(p for p in processes if p.pid not in ours and leader_of(p.pid, ours) is None)
+    others = tuple(p for p in processes or () if p.pid not in ours)
+    if node is None:
+        others = tuple(p for p in others if leader_of(p.pid, ours) is None)
+    return None if processes is None else others
 
 
 def _progress(
