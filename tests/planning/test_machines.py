@@ -131,8 +131,17 @@ def test_an_inventory_of_a_node_says_so_in_every_device() -> None:
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("b:0", {"GPU-b0"}), ("B:1", {"GPU-b1"}), ("b", {"GPU-b0", "GPU-b1"}), ("GPU-b1", {"GPU-b1"})]
-    + [("gpu", {"GPU-g0"}), ("gpu:0", {"GPU-g0"}), ("0", {"GPU-b0", "GPU-g0"}), ("b:2", set()), ("", set())],
+    [
+        ("b:0", {"GPU-b0"}),
+        ("B:1", {"GPU-b1"}),
+        ("b", {"GPU-b0", "GPU-b1"}),
+        ("GPU-b1", {"GPU-b1"}),
+        ("gpu", {"GPU-g0"}),
+        ("gpu:0", {"GPU-g0"}),
+        ("0", {"GPU-b0", "GPU-g0"}),
+        ("b:2", set()),
+        ("", set()),
+    ],
 )
 def test_a_card_is_named_by_its_node_and_index_or_by_its_uuid(name: str, meant: set[str]) -> None:
     cards = [on("b", 0, GIB), on("b", 1, GIB), replace(on("g", 0, GIB))]

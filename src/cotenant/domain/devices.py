@@ -12,7 +12,7 @@ from cotenant.domain.errors import UnknownDevice
 from cotenant.domain.vendors import InventorySource, Vendor
 
 DeviceId = NewType("DeviceId", str)
-"""The driver's UUID (`GPU-…`, `MIG-…`), or `host` for the RAM of this machine, `host@b` for that of node b."""
+"""The driver's UUID (`GPU-…`, `MIG-…`), or `host` for the RAM of this machine, `host@b` for node b's."""
 
 HOST_ID = DeviceId("host")
 _SHORTEST_UUID: Final = 5

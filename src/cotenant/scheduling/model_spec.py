@@ -21,10 +21,10 @@ class ModelSpec:
     names are not there, `elsewhere` returns how else it may be placed, None if it may not. Where it
     `is_unclear` which of all devices it names, `fit` refuses them together, and nothing is placed. With
     `together` it is spread over all rather than packed on one. `slots` requests run at once. It is unloaded
-    `keep_alive_s` after its last request, None never. `load_s` is the first estimate of its load time, replaced by
-    measurements. A higher `priority` waits less. One with `preload` is loaded again if its engine dies.
-    `seen_bytes` is what it was measured to hold, if its memory cannot be computed. A `guest` is no model, but
-    memory that is leased to a command which is not ours (`guests`).
+    `keep_alive_s` after its last request, None never. `load_s` is the first estimate of its load time,
+    replaced by measurements. A higher `priority` waits less. One with `preload` is loaded again if its
+    engine dies. `seen_bytes` is what it was measured to hold, if its memory cannot be computed. A `guest`
+    is no model, but memory that is leased to a command which is not ours (`guests`).
     """
 
     name: str
