@@ -15,6 +15,7 @@ from cotenant.domain.launching import ON_HOST, LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Projector, Recipe
 from cotenant.domain.profiles import Profile
 from cotenant.domain.records import ModelOnEngine
+from cotenant.domain.requests import WaitProgress
 from cotenant.domain.settings import setting
 from cotenant.domain.units import MIB
 from cotenant.planning.budgets import BudgetRules
@@ -76,6 +77,11 @@ class ServerSettings:
         flag=None,
         reads="origin",
         shown="none",
+    )
+    wait_progress: WaitProgress = setting(
+        WaitProgress.OFF,
+        "how streams are told that they wait for a model: not, in comments, or as its reasoning",
+        flag=None,
     )
     request_log: Path | None = setting(
         None,

@@ -292,6 +292,7 @@ class Daemon:
             hosts=(*server.allowed_hosts, Endpoint(server.host, server.port).authority),
             media_hosts=server.media_hosts,
             cors_origins=server.cors_origins,
+            wait_progress=server.wait_progress,
             upload_folder=self._inputs.options.state_dir,
             console=Console,
             examine=None if examine is None else lambda: examine(active.configuration),

@@ -1,6 +1,7 @@
 """What clients ask for."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from cotenant.domain.engines import EngineBuild, EngineReport
 from cotenant.domain.models import ModelKind, Recipe
@@ -44,6 +45,14 @@ class ServedModel:
     recipe: Recipe | None = None
     file: ModelFile | None = None
     vision: bool = False
+
+
+class WaitProgress(StrEnum):
+    """How clients of streams are told of their wait: not, in comments, or as reasoning of the model."""
+
+    OFF = "off"
+    COMMENTS = "comments"
+    REASONING = "reasoning"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from cotenant.domain import errors
 from cotenant.domain.alerts import AlertKind
 from cotenant.domain.errors import CotenantError, Forbidden, ShuttingDown, UnknownRoute
 from cotenant.domain.keys import ApiKey, KeyScope
+from cotenant.domain.requests import WaitProgress
 from cotenant.gateway.access.access_control import SESSION, AccessControl, described
 from cotenant.gateway.access.cors import Cors, answer_preflight, is_preflight
 from cotenant.gateway.http.limits import Limits, Timing
@@ -88,8 +89,8 @@ class Gateway:
 
     One instance belongs to one event loop. `clock` is the clock of the operator's decisions. `hosts` are
     allowed host names in addition to those of local networks, `media_hosts` those from which engines may
-    fetch images, and `cors_origins` those whose pages may ask models. `console` makes the pages, given the
-    gateway.
+    fetch images, and `cors_origins` those whose pages may ask models. `wait_progress` says how
+    streams are told of their wait. `console` makes the pages, given the gateway.
     `examine` runs the doctor's checks, in a thread. Files that clients send are kept in `upload_folder`.
     """
 
@@ -113,6 +114,7 @@ class Gateway:
         hosts: Sequence[str] = (),
         media_hosts: Sequence[str] = (),
         cors_origins: Sequence[str] = (),
+        wait_progress: WaitProgress = WaitProgress.OFF,
         upload_folder: Path | None = None,
         limits: Limits | None = None,
         timing: Timing | None = None,
@@ -126,7 +128,7 @@ class Gateway:
         self._access = AccessControl(api_keys, hosts, clock)
         self._cors = Cors(cors_origins) if cors_origins else None
         self._console = console(self)
-        self._proxy = Proxy(router, self.limits, timing, request_log, media_hosts)
+        self._proxy = Proxy(router, self.limits, timing, request_log, media_hosts, wait_progress)
         self._closing = asyncio.Event()
         self._ollama = OllamaApi(self._proxy, operator, puller)
         self._error_forms: dict[str, ErrorForm] = {

@@ -6,6 +6,9 @@ import json
 import openai
 import pytest
 
+from cotenant.domain.decisions import WaitEstimate
+from cotenant.domain.requests import WaitProgress
+from cotenant.gateway.http.limits import Timing
 from tests.gateway import stub
 from tests.gateway.harness import SlotRouter, serving
 from tests.gateway.stub import StubEngine
@@ -105,3 +108,32 @@ async def test_a_body_over_the_limit_is_told_to_a_client_that_is_still_sending()
         with pytest.raises(openai.APIStatusError) as caught:
             await client.embeddings.create(model="llama", input="x" * 34_000_000)
     assert caught.value.status_code == 413
+
+
+async def test_a_wait_that_is_told_as_reasoning_is_read_by_the_client():
+    timing = Timing(comment_s=0.02, progress_after_s=0.0)
+    async with (
+        StubEngine(_engine) as engine,
+        serving(
+            router := SlotRouter(engine.endpoint, slots=1),
+            timing=timing,
+            wait_progress=WaitProgress.REASONING,
+        ) as port,
+        openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x", max_retries=0) as client,
+    ):
+        router.estimates["llama"] = WaitEstimate(1, 3.0, "the model to be loaded")
+        held = router.try_lease("llama")
+        thoughts, words = "", ""
+        async for chunk in await client.chat.completions.create(model="llama", messages=HELLO, stream=True):
+            delta = chunk.choices[0].delta
+            thoughts += getattr(delta, "reasoning_content", None) or ""
+            words += delta.content or ""
+            held.release() if held in router.held else None
+        assert thoughts == "Waiting, 1st in line, about 3.0 s (the model to be loaded).\n"
+        assert words == "one two three"
+        held = router.try_lease("llama")
+        async with client.chat.completions.stream(model="llama", messages=HELLO) as stream:
+            async for _ in stream:
+                held.release() if held in router.held else None
+            whole = await stream.get_final_completion()
+        assert whole.choices[0].message.content == "one two three"

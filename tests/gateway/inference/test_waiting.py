@@ -7,8 +7,9 @@ import pytest
 
 from cotenant.domain.decisions import WaitEstimate
 from cotenant.domain.errors import WaitTimeout
+from cotenant.domain.requests import WaitProgress
 from cotenant.gateway.http.limits import Timing
-from cotenant.gateway.inference.waiting import wait_comment
+from cotenant.gateway.inference.progress import wait_comment
 from tests.gateway import stub
 from tests.gateway.harness import SlotRouter, connected, post, serving
 from tests.gateway.stub import StubEngine
@@ -160,3 +161,109 @@ async def test_a_shutdown_among_comments_is_told_and_loses_no_slot():
         rest = await client.reply_body()
     assert json.loads(rest.split(b"\n\n")[-2].removeprefix(b"data: "))["error"]["code"] == "shutting_down"
     assert not router.waiting
+
+
+CONFIGURED = Timing(comment_s=0.02, progress_after_s=0.02)
+
+
+def reasoning(piece: bytes) -> str:
+    (choice,) = json.loads(piece.removeprefix(b"data: "))["choices"]
+    return choice["delta"]["reasoning_content"]
+
+
+async def test_a_chat_is_told_as_reasoning_once_for_each_change_if_it_is_configured():
+    async with (
+        StubEngine(stub.stream_then_close) as engine,
+        serving(
+            router := SlotRouter(engine.endpoint, slots=1),
+            timing=CONFIGURED,
+            wait_progress=WaitProgress.REASONING,
+        ) as port,
+        connected(port) as client,
+    ):
+        router.estimates["llama"] = WaitEstimate(1, 3.0, "the model to be loaded")
+        held = router.try_lease("llama")
+        client.post({**ASK, "model": "gpt-4o"})
+        await client.head()
+        first = await client.chunk()
+        assert reasoning(first) == "Waiting, 1st in line, about 3.0 s (the model to be loaded).\n"
+        assert json.loads(first.removeprefix(b"data: "))["model"] == "llama"
+        assert await client.chunk() == b": waiting\n\n"
+        router.estimates["llama"] = WaitEstimate(1, 1.0, "the model to be loaded, 60 % of its files read")
+        while (piece := await client.chunk()) == b": waiting\n\n":
+            pass
+        assert "60 % of its files read" in reasoning(piece)
+        held.release()
+        rest = await client.reply_body()
+    assert rest.endswith(b"data: [DONE]\n\n")
+    assert rest.count(b'"content"') == 3
+
+
+@pytest.mark.parametrize("configured", ["comments", "reasoning"])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/messages", "/v1/responses"])
+async def test_other_streams_are_told_in_comments(configured, path):
+    async with (
+        StubEngine(stub.stream_then_close) as engine,
+        serving(
+            router := SlotRouter(engine.endpoint, slots=1),
+            timing=CONFIGURED,
+            wait_progress=WaitProgress(configured),
+        ) as port,
+        connected(port) as client,
+    ):
+        held = router.try_lease("llama")
+        client.post(ASK, path)
+        await client.head()
+        assert await client.chunk() == b": waiting\n\n"
+        held.release()
+        await client.reply_body()
+
+
+@pytest.mark.parametrize(
+    ("ask", "path", "headers"),
+    [
+        (ASK, "/v1/chat/completions", {"X-Cotenant-Wait-Comments": "0"}),
+        ({**ASK, "stream": False}, "/v1/chat/completions", {}),
+        ({**ASK, "messages": [{"role": "user", "content": "Hi"}]}, "/api/chat", {}),
+    ],
+    ids=["not wished", "no stream", "Ollama"],
+)
+async def test_who_wishes_it_not_has_no_stream_or_is_ollamas_client_gets_no_word(ask, path, headers):
+    async with (
+        StubEngine(stub.stream_then_close) as engine,
+        serving(
+            router := SlotRouter(engine.endpoint, slots=1),
+            timing=CONFIGURED,
+            wait_progress=WaitProgress.REASONING,
+        ) as port,
+        connected(port) as told,
+        connected(port) as client,
+    ):
+        held = router.try_lease("llama")
+        client.post(ask, path, headers)
+        await until(lambda: len(router.waiting) == 1)
+        told.post(ASK)
+        await told.head()
+        for _ in range(3):
+            await told.chunk()
+        held.release()
+        reply = await client.reply()
+    assert b"waiting" not in reply.body.lower()
+    assert b"reasoning" not in reply.body
+
+
+async def test_what_is_refused_soon_keeps_its_own_status_also_if_progress_is_configured():
+    class Refusing(SlotRouter):
+        async def lease(self, name, terms):
+            await asyncio.sleep(0)
+            raise WaitTimeout("no slot at all")
+
+    async with (
+        StubEngine() as engine,
+        serving(
+            Refusing(engine.endpoint, slots=0),
+            timing=Timing(progress_after_s=60.0),
+            wait_progress=WaitProgress.COMMENTS,
+        ) as port,
+    ):
+        assert (await post(port, ASK)).status == 504

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.status import served_model
 from cotenant.domain.decisions import WaitEstimate
 from cotenant.domain.errors import DoesNotFit
 from cotenant.domain.requests import ServedModel
-from cotenant.domain.residencies import TicketId
+from cotenant.domain.residencies import ResidencyState, TicketId
 from cotenant.interfaces import DEFAULT_TERMS, Lease, LeaseTerms
 from cotenant.scheduling.events import RequestArrived
 
@@ -80,4 +81,14 @@ class FleetRouter:
 
     def wait_estimate(self, name: str) -> WaitEstimate | None:
         """Estimate how long one more request for a model would wait; None if it would not."""
-        return self._scheduler.wait_estimate(self._loop.fleet.resolve(name), self._clock.now())
+        own, state = self._loop.fleet.resolve(name), self._scheduler.state
+        estimate = self._scheduler.wait_estimate(own, self._clock.now())
+        residency = state.residency_of(state.model(own))
+        if estimate is None or residency is None or residency.state is not ResidencyState.LOADING:
+            return estimate
+        running = self._loop.effects.running.get(residency.id)
+        seen = running.loaded_bytes if running is not None else None
+        if seen is None or not seen.read_bytes or not seen.total_bytes:
+            return estimate
+        percent = min(99, seen.read_bytes * 100 // seen.total_bytes)
+        return replace(estimate, waits_for=f"{estimate.waits_for}, {percent} % of its files read")

@@ -106,10 +106,13 @@ class Limits:
 class Timing:
     """Intervals in seconds: between comments to a waiting client, heartbeats of a feed, and reads of a log.
 
-    `notice_s` is how long the gateway waits for the daemon to notice that an engine is dead.
+    What the configuration has clients told of their wait begins after `progress_after_s`: what is refused
+    before has a status of its own. `notice_s` is how long the gateway waits for the daemon to notice that an
+    engine is dead.
     """
 
     comment_s: float = 5.0
+    progress_after_s: float = 1.0
     heartbeat_s: float = 15.0
     log_poll_s: float = 0.25
     notice_s: float = 1.0

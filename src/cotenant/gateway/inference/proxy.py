@@ -16,7 +16,7 @@ from cotenant.domain.errors import (
     ShuttingDown,
     UpstreamFailed,
 )
-from cotenant.domain.units import KIB, MIB, format_bytes
+from cotenant.domain.units import MIB, format_bytes
 from cotenant.gateway.http.codings import decoded
 from cotenant.gateway.http.limits import whole_body
 from cotenant.gateway.http.problems import envelope, http_problem
@@ -27,6 +27,7 @@ from cotenant.gateway.inference.dialects import Target
 from cotenant.gateway.inference.engine_connections import EngineConnection
 from cotenant.gateway.inference.grammar import check_bounds
 from cotenant.gateway.inference.media import check_media
+from cotenant.gateway.inference.progress import progress_report
 from cotenant.gateway.inference.refusals import refusal
 from cotenant.gateway.inference.request import engine_body, engine_head, mended, own_name, parse, upload_head
 from cotenant.gateway.inference.request_log import CLIENT_CLOSED_REQUEST, RequestRecord
@@ -41,7 +42,6 @@ from cotenant.interfaces import Lease
 
 _log = logging.getLogger("cotenant.gateway")
 
-_MAX_ERROR_BYTES: Final = 64 * KIB
 _MAX_ASSEMBLED_BYTES: Final = 256 * MIB
 
 
@@ -237,9 +237,10 @@ class Exchange:
     async def _wait_for_lease(self, name: str) -> Lease | None:
         """Return a lease when the router grants one, or None if the client disconnects first."""
         self._wait = wait = LeaseWait(self._proxy.router, self._counters, name, self._options.terms)
-        comments = self._streaming and self._options.wait_comments
+        told = self._streaming and not self._translated
+        report = progress_report(self._proxy, self._options, self._target, name) if told else None
         try:
-            return await wait.lease(self._comment if comments else None, self._proxy.timing.comment_s)
+            return await wait.lease(report, self._comment)
         finally:
             self._wait = None
             self.waited_s += wait.waited_s

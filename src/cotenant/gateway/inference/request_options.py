@@ -3,7 +3,7 @@
     X-Cotenant-Keep-Alive     how long the model stays loaded: `10m`, `0` (not at all), `-1` or `forever`
     X-Cotenant-Priority       -10 to 10; a higher one goes first
     X-Cotenant-Timeout        longest wait for a slot, then for the answer: `30s`; `0`: no wait for a slot
-    X-Cotenant-Wait-Comments  `1`: send comments on an event stream while the request waits
+    X-Cotenant-Wait-Comments  `1`: send comments on an event stream while the request waits; `0`: nothing
 
 The header takes precedence over `keep_alive` in the body, which is not forwarded: strict servers refuse it. A
 key's own priority cannot be exceeded, and how long models stay is not for keys that may only infer: Ollama's
@@ -35,10 +35,10 @@ _MOST_S: Final = 10**12
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """The terms of the lease, and whether to send comments while waiting for it."""
+    """The terms of the lease, and whether to send comments while waiting for it; None if not said."""
 
     terms: LeaseTerms = DEFAULT_TERMS
-    wait_comments: bool = False
+    wait_comments: bool | None = None
 
 
 _NONE: Final = RequestOptions()
@@ -78,7 +78,7 @@ def _read_options(headers: Sequence[Header], request: Mapping[str, Any]) -> Requ
         keep_alive_s=keep_alive_s,
         timeout_s=_timeout_s(texts[_TIMEOUT]) if _TIMEOUT in texts else None,
     )
-    return RequestOptions(terms, _switch(texts.get(_WAIT_COMMENTS, "0")))
+    return RequestOptions(terms, _switch(texts[_WAIT_COMMENTS]) if _WAIT_COMMENTS in texts else None)
 
 
 def _keep_alive(where: str, value: object) -> float:

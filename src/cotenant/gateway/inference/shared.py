@@ -8,6 +8,7 @@ from typing import Any
 
 from cotenant.domain.keys import ApiKey
 from cotenant.domain.models import ModelKind
+from cotenant.domain.requests import WaitProgress
 from cotenant.gateway.http.limits import Limits, Timing
 from cotenant.gateway.inference.allowed_models import AllowedModels
 from cotenant.gateway.inference.dialects import Target
@@ -35,10 +36,12 @@ class Proxy:
         timing: Timing,
         request_log: RequestLog | None = None,
         media_hosts: Sequence[str] = (),
+        wait_progress: WaitProgress = WaitProgress.OFF,
     ) -> None:
         self.router = router
         self.media_hosts = frozenset(host.lower() for host in media_hosts)
         self.request_log = request_log
+        self.wait_progress = wait_progress
         self.limits = limits
         self.timing = timing
         self.pool = Pool()

@@ -1,17 +1,13 @@
-"""A request's wait for its lease, and the comments that its client gets during the wait."""
+"""A request's wait for its lease, and what its client gets during the wait."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final
 
-from cotenant.domain.decisions import WaitEstimate
-from cotenant.domain.units import format_duration
+from cotenant.gateway.inference.progress import ProgressReport
 from cotenant.gateway.telemetry.counters import ModelCounters
 from cotenant.interfaces import Lease, LeaseTerms, Router
 
-_SUFFIXES: Final = {1: "st", 2: "nd", 3: "rd"}
-
-SendComment = Callable[[bytes], Awaitable[None]]
+Send = Callable[[bytes], Awaitable[None]]
 
 
 class LeaseWait:
@@ -30,18 +26,17 @@ class LeaseWait:
         self._cancelled = True
         self._lease.cancel()
 
-    async def lease(self, send_comment: SendComment | None, every_s: float) -> Lease | None:
+    async def lease(self, report: ProgressReport | None, send: Send) -> Lease | None:
         """Return the lease when it is granted, None if the client disconnects first.
 
-        Every `every_s` seconds, a comment in the event stream reports the progress. Raises UnknownModel and
-        what Router.lease raises.
+        Meanwhile, what `report` says of the wait is sent. Raises UnknownModel and what Router.lease raises.
         """
         loop, waiting = asyncio.get_running_loop(), self._lease
         since = loop.time()
         self._counters.waiting += 1
         try:
-            if send_comment is not None:
-                await self._comment(send_comment, every_s)
+            if report is not None:
+                await self._tell(report, send)
             lease = await waiting
         except asyncio.CancelledError:
             # The lease may be granted in the same iteration of the loop that cancels this task: release it.
@@ -61,36 +56,16 @@ class LeaseWait:
             return None
         return lease
 
-    async def _comment(self, send_comment: SendComment, every_s: float) -> None:
-        """Send comments until the wait ends.
+    async def _tell(self, report: ProgressReport, send: Send) -> None:
+        """Send reports until the wait ends.
 
         Each estimate is for the end of the queue; the request's own position never gets worse.
         """
-        await asyncio.wait({self._lease}, timeout=0)
+        await asyncio.wait({self._lease}, timeout=report.after_s)
         place: int | None = None
         while not self._lease.done():
             estimate = self._router.wait_estimate(self._name)
             if estimate is not None:
                 place = estimate.position if place is None else min(place, estimate.position)
-            await send_comment(wait_comment(estimate, place))
-            await asyncio.wait({self._lease}, timeout=every_s)
-
-
-def wait_comment(estimate: WaitEstimate | None, place: int | None) -> bytes:
-    """Render `: waiting, 2nd in line, about 12.0 s (loading llama-7b)` with a blank line."""
-    text = ": waiting"
-    if place:
-        text += f", {_ordinal(place)} in line"
-    if estimate is None:
-        return text.encode() + b"\n\n"
-    if estimate.eta_s is not None:
-        text += f", about {format_duration(estimate.eta_s)}"
-    if estimate.waits_for:
-        text += f" ({' '.join(estimate.waits_for.split())})"
-    return text.encode() + b"\n\n"
-
-
-def _ordinal(number: int) -> str:
-    if number % 100 in (11, 12, 13):
-        return f"{number}th"
-    return f"{number}{_SUFFIXES.get(number % 10, 'th')}"
+            await send(report.render(estimate, place))
+            await asyncio.wait({self._lease}, timeout=report.every_s)
