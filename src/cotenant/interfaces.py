@@ -27,7 +27,7 @@ from cotenant.domain.launching import ON_HOST, LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Projector, Recipe
 from cotenant.domain.moves import MovePlan
 from cotenant.domain.placements import Budget, Placement, Refusal
-from cotenant.domain.requests import GuestTerms, ServedModel
+from cotenant.domain.requests import GuestTerms, RequestRules, ServedModel
 
 
 class GpuProbe(Protocol):
@@ -169,6 +169,9 @@ class Router(Protocol):
 
     def resolve(self, name: str) -> str:
         """Return the name of the model with this name or alias. Raises UnknownModel."""
+
+    def rules(self, name: str) -> RequestRules | None:
+        """Return the rules of requests that use this name or alias; None if there are none."""
 
     def try_lease(self, name: str, terms: LeaseTerms = DEFAULT_TERMS) -> Lease | None:
         """Grant a lease at once, or return None if the request must wait. Raises UnknownModel."""

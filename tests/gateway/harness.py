@@ -65,11 +65,15 @@ class SlotRouter:
 
     def resolve(self, name):
         for model in self.served:
-            if name == model.name or name in model.aliases:
+            if name in (model.name, *model.aliases, *model.variants):
                 return model.name
         if name == "local" and len(self.served) == 1:
             return self.served[0].name
         raise UnknownModel.among(name, [model.name for model in self.served])
+
+    def rules(self, name):
+        model = next(model for model in self.served if model.name == self.resolve(name))
+        return model.variants.get(name, model.rules) or None
 
     def try_lease(self, name, terms=DEFAULT_TERMS):
         self.resolve(name)

@@ -268,6 +268,7 @@ def _model_json(row: ModelOutlook, error: float | None) -> dict[str, Any]:
     return {
         "name": model.name,
         "aliases": model.aliases,
+        "variants": list(model.variants),
         "path": model.path and str(model.path),
         "projector_path": model.projector_path and str(model.projector_path),
         "engine": model.recipe.engine,

@@ -255,7 +255,7 @@ class _Terminal:
         self._print_described()
         for entry in configuration.models:
             size = format_bytes(entry.shape.tensor_bytes)
-            aliases = f", also {', '.join(entry.aliases)}" if entry.aliases else ""
+            aliases = f", also {', '.join(entry.names[1:])}" if entry.names[1:] else ""
             rules = ", pinned" if entry.pinned else ", preloaded" if entry.preload else ""
             self._tell(f"  {entry.name}: {entry.shape.quantisation or '?'}, {size}{aliases}{rules}")
         count = len(configuration.models)

@@ -16,6 +16,8 @@ _RULES = {
     "priority",
     "timeout_s",
     "answer_timeout_s",
+    "rules",
+    "variants",
 }
 _ORIGINS = {"from_folder", "stated_is_guess"}
 """With the rules, the fields of ModelEntry that the running engine does not depend on."""

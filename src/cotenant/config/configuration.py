@@ -15,7 +15,7 @@ from cotenant.domain.launching import ON_HOST, LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Projector, Recipe
 from cotenant.domain.profiles import Profile
 from cotenant.domain.records import ModelOnEngine
-from cotenant.domain.requests import WaitProgress
+from cotenant.domain.requests import NO_RULES, RequestRules, WaitProgress
 from cotenant.domain.settings import setting
 from cotenant.domain.units import MIB
 from cotenant.planning.budgets import BudgetRules
@@ -175,6 +175,7 @@ class ModelEntry:
     an estimate from the file size until it is measured.
     Under MPS it gets `mps_threads_percent` of each card's SMs, None for all, and at most `mps_margin_bytes`
     of memory above the plan, None for no limit.
+    Requests that name it follow `rules`, those that name one of its `variants` the rules of that name.
     """
 
     name: str
@@ -222,10 +223,17 @@ class ModelEntry:
         flag=None,
         reads="mib_or_none",
     )
+    rules: RequestRules = NO_RULES
+    variants: Mapping[str, RequestRules] = field(default_factory=dict)
     options: EngineOptions = NO_OPTIONS
     launch: LaunchOptions = ON_HOST
     stated_bytes: int | None = None
     stated_is_guess: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that clients may use: its own, the aliases, the variants."""
+        return (self.name, *self.aliases, *self.variants)
 
     @property
     def on_engine(self) -> ModelOnEngine:

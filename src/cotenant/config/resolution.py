@@ -169,8 +169,13 @@ class _Resolution:
             from_folder=False,
             launch=launch_of(model, self._checked),
             options=options,
+            rules=model.rules,
         )
-        return replace(entry, **values_of(model, ModelDefaults), **values_of(model, ModelEntry))
+        entry = replace(entry, **values_of(model, ModelDefaults), **values_of(model, ModelEntry))
+        variants = {
+            f"{entry.name}:{name}": each.rules.over(entry.rules) for name, each in model.variants.items()
+        }
+        return replace(entry, variants=variants)
 
     def _base_entry(self, key: KeyPath, model: Model, recipe: Recipe) -> ModelEntry | None:
         """Return the entry with what the model's file says, if its engine kind has a file to read."""
@@ -262,7 +267,10 @@ class _Resolution:
         for number, entry in listed.items():
             named = ("models", number, "name" if self._settings.models[number].name else "path")
             aliases = [(("models", number, "aliases", at), alias) for at, alias in enumerate(entry.aliases)]
-            for key, name in [(named, entry.name), *aliases]:
+            variants = [
+                (("models", number, "variants", name.rpartition(":")[2]), name) for name in entry.variants
+            ]
+            for key, name in [(named, entry.name), *aliases, *variants]:
                 if name in owners:
                     what = f"the name {name} is taken by models[{owners[name]}]"
                     self._report(key, what, "Give each model its own names.")
@@ -283,7 +291,7 @@ class _Resolution:
         self, catalogue: Catalogue, listed: Collection[ModelEntry]
     ) -> tuple[list[ModelEntry], list[Problem]]:
         """Return entries with unique names for the models in the folder that have no entry."""
-        taken = {name for entry in listed for name in (entry.name, *entry.aliases)}
+        taken = {name for entry in listed for name in entry.names}
         named = {os.path.realpath(entry.path) for entry in listed if entry.path is not None}
         entries: list[ModelEntry] = []
         problems: list[Problem] = []
@@ -330,7 +338,7 @@ def _advisor_settings(checked: CheckedSettings) -> AdvisorSettings:
 
 def _advisor_problems(settings: AdvisorSettings, models: Sequence[ModelEntry]) -> list[Problem]:
     """Return a problem if the advisor's model is not served; no error, as its file may be added later."""
-    names = {name for entry in models for name in (entry.name, *entry.aliases)}
+    names = {name for entry in models for name in entry.names}
     if settings.mode is AdvisorMode.OFF or settings.address is not None or settings.model in names:
         return []
     return [Problem(Path("advisor"), f"{settings.model} is not served here, so there is no advice")]

@@ -354,7 +354,7 @@ def variable_value(value: Any) -> str:
     return "" if value in (None, "") else _text(value)
 
 
-def _matching(pattern: str, what: str, hint: str) -> Scalar:
+def matching(pattern: str, what: str, hint: str) -> Scalar:
     """A text that matches; `what` says what others cannot be."""
 
     @_of_text(type="string", pattern=f"^{pattern}$")
@@ -366,26 +366,26 @@ def _matching(pattern: str, what: str, hint: str) -> Scalar:
     return read
 
 
-name = _matching(
+name = matching(
     NAME.pattern,
     "a name",
     "Use at most 128 letters, digits and . _ : / @ + -, beginning with a letter or a digit.",
 )
 """A name that clients use."""
-compose_service = _matching(
+compose_service = matching(
     r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "the name of a service", "Use at most 64 letters, digits and . _ -."
 )
-compose_project = _matching(
+compose_project = matching(
     r"[a-z0-9][a-z0-9_-]{0,63}",
     "the name of a project",
     "Use at most 64 lowercase letters, digits and _ -.",
 )
-variable_name = _matching(
+variable_name = matching(
     r"[A-Za-z_][A-Za-z0-9_]{0,127}",
     "the name of a variable",
     "Use letters, digits and _, such as VRAM_BUDGET_GB.",
 )
-origin = _matching(
+origin = matching(
     r"\*|[a-z][a-z0-9+.-]{1,31}://[A-Za-z0-9_.-]{1,253}(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?",
     "the origin of a page",
     "Write scheme, host and port as browsers send them, such as https://chat.example.com, or * for any.",

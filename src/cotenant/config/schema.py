@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
-from cotenant.config import keys, scalars
+from cotenant.config import keys, request_fields, scalars
 from cotenant.config.configuration import ModelEntry
 from cotenant.config.fields import MAX_MIB, SECTIONS, is_list, recipe_settings, scalar_of, values_of
 from cotenant.config.issues import ConfigIssue, KeyPath, refusal, wrong
@@ -16,6 +16,7 @@ from cotenant.config.yaml_document import Document
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.launching import LauncherKind
 from cotenant.domain.models import MAX_CTX, ModelKind, Recipe
+from cotenant.domain.requests import RequestRules
 from cotenant.domain.settings import Setting, settings_of
 from cotenant.services.model import DeviceNames, GpuCount, OnFailure, ServiceRole, Strategy
 
@@ -168,7 +169,30 @@ class Warm(Section):
         return {"ram_mib": 0} if data in ("off", False) else data
 
 
-class Model(RecipeSection, section_of(settings_of(ModelEntry))):  # type: ignore[misc]
+class RulesSection(Section):
+    """What is changed in the fields of requests."""
+
+    set_fields: Annotated[dict[str, Any], request_fields.values] | None = optional(
+        "fields of requests to set, in place of what clients send", "set"
+    )
+    strip_fields: list[Annotated[str, request_fields.name]] | None = optional(
+        "fields of requests to remove", "strip"
+    )
+    limits: Annotated[dict[str, float], request_fields.limits] | None = optional(
+        "fields of requests with the most that their numbers may be", "limit"
+    )
+
+    @property
+    def rules(self) -> RequestRules:
+        """The rules as the gateway applies them."""
+        return RequestRules(self.set_fields or {}, tuple(self.strip_fields or ()), self.limits or {})
+
+
+class Variant(RulesSection):
+    """Another name of a model, `MODEL:NAME`, whose requests follow further rules."""
+
+
+class Model(RecipeSection, RulesSection, section_of(settings_of(ModelEntry))):  # type: ignore[misc]
     """One model: its file, or the address where it is served."""
 
     path: PathText | None = optional(
@@ -210,6 +234,9 @@ class Model(RecipeSection, section_of(settings_of(ModelEntry))):  # type: ignore
     )
     env: dict[str, Annotated[str, scalars.variable_value]] | None = optional(
         "environment variables of its engine"
+    )
+    variants: dict[Annotated[str, request_fields.variant], Variant] = Field(
+        default_factory=dict, description="names MODEL:NAME for it, whose requests follow further rules"
     )
 
 

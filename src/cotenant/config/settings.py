@@ -21,6 +21,7 @@ from cotenant.config.trusted_file import refuse_if_others_may_write
 from cotenant.config.variables import Issue, expanded
 from cotenant.config.yaml_document import EXAMPLE, Document, read_document
 from cotenant.domain.errors import BadSetting
+from cotenant.domain.requests import overlaid
 
 _EXPECTED: Final = {
     "model_type": "a mapping",
@@ -87,7 +88,7 @@ def check(
     by_ollama, ollama_sources = from_ollama(environment)
     ollama_sources = {key: each for key, each in ollama_sources.items() if not _is_set(by_file, key)}
     faults: list[Any] = []
-    values = reduce(_over, [by_ollama, by_file, by_variable, by_flag])
+    values = reduce(overlaid, [by_ollama, by_file, by_variable, by_flag])
     rest: Settings | None = None
     try:
         rest = Settings.model_validate(values)
@@ -127,14 +128,6 @@ def _without(values: Mapping[str, Any], faulty: Sequence[KeyPath]) -> Settings |
         return None
 
 
-def _over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """Return both mappings as one, and those in them: what `upper` says wins."""
-    return {**lower} | {
-        key: _over(lower[key], each) if isinstance(each, dict) and isinstance(lower.get(key), dict) else each
-        for key, each in upper.items()
-    }
-
-
 def _explained(fault: Any) -> tuple[KeyPath, str, str]:
     """Return the key of pydantic's fault, what is wrong, and a hint."""
     key: KeyPath = fault["loc"]
@@ -144,7 +137,7 @@ def _explained(fault: Any) -> tuple[KeyPath, str, str]:
     if kind == "extra_forbidden":
         section: type[Section] = Settings
         for part in key[:-1]:
-            if isinstance(part, str):
+            if part in section.model_fields:
                 section = next(sections_in(section.model_fields[part].annotation))
         return key, "unknown setting", nearest(str(key[-1]), section.fields_by_key())
     if kind == "missing":

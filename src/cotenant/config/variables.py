@@ -40,4 +40,4 @@ def expanded(value: Any, environment: Mapping[str, str], issues: list[Issue], ke
             return found[0]
         return given
 
-    return _REFERENCE.sub(replaced, value)
+    return type(value)(_REFERENCE.sub(replaced, value))

@@ -18,6 +18,12 @@ _ABSENT: Final = frozenset(["", "~", "null", "Null", "NULL"])
 EXAMPLE: Final = "docs/configuration.md shows a whole file."
 
 
+class Unquoted(str):
+    """A scalar that was written without quotes: where any value is allowed, it may mean a number."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """The settings of a file: mappings, lists and strings, None for an empty value.
@@ -101,7 +107,9 @@ class _Reader:
         plain = isinstance(node, yaml.ScalarNode) and not node.style
         if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in text):
             self._report(node, key, "it has a character that is not allowed", "Retype the value.")
-        return None if plain and text in _ABSENT else text
+        if plain:
+            return None if text in _ABSENT else Unquoted(text)
+        return text
 
     def _count(self, node: yaml.Node, key: KeyPath) -> None:
         self._values += 1

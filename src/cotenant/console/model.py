@@ -1,5 +1,6 @@
 """The page of a model: status, placement, decisions, log and chat."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
@@ -29,7 +30,8 @@ async def show(request: PageRequest) -> View:
     facts = model_facts(model, last_rates(history), short_names(devices))
     return View(
         "model.html",
-        {"model": facts, "recipe": model.get("recipe"), "file": model.get("file"), "vision": model["vision"]},
+        {"model": facts, "rules": _rules(model)}
+        | {key: model.get(key) for key in ("recipe", "file", "vision")},
         {
             "head": Part("model-head", "model_head.html", {"model": facts}),
             "engine": Part(
@@ -43,6 +45,23 @@ async def show(request: PageRequest) -> View:
             "why": Rows("why", [decision_part(each, "why") for each in reversed(why["decisions"])]),
         },
     )
+
+
+def _rules(model: Json) -> list[tuple[str, list[str]]]:
+    """Return what the rules of a model and its variants do, by name."""
+    named = {model["name"]: model.get("rules") or {}, **(model.get("variants") or {})}
+    return [
+        (
+            name,
+            [
+                *(f"without {field}" for field in rules["strip"]),
+                *(f"{field} = {json.dumps(value)}" for field, value in rules["set"].items()),
+                *(f"{field} ≤ {most:g}" for field, most in rules["limit"].items()),
+            ],
+        )
+        for name, rules in named.items()
+        if any(rules.values())
+    ]
 
 
 def _placement(model: Json, gpus: Sequence[str]) -> dict[str, Any]:

@@ -1,11 +1,51 @@
-"""What clients ask for."""
+"""What clients ask for, and what the operator changes in it."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any, Final
 
 from cotenant.domain.engines import EngineBuild, EngineReport
 from cotenant.domain.models import ModelKind, Recipe
 from cotenant.domain.placements import Placement
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRules:
+    """Fields of requests by OpenAI's names: removed first (`strip`), then set, then limited.
+
+    `set` replaces what a client sends; objects are merged. `limit` is the most that a number may be.
+    """
+
+    set: Mapping[str, Any] = field(default_factory=dict)
+    strip: tuple[str, ...] = ()
+    limit: Mapping[str, float] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.set or self.strip or self.limit)
+
+    def over(self, base: RequestRules) -> RequestRules:
+        """Return the rules of a variant of a model with the rules `base`: its own win."""
+        return RequestRules(
+            overlaid(base.set, self.set),
+            tuple(dict.fromkeys((*base.strip, *self.strip))),
+            {**base.limit, **self.limit},
+        )
+
+
+NO_RULES: Final = RequestRules()
+
+
+def overlaid(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """Return both mappings as one, and those in them: what `upper` says wins."""
+    return {**lower} | {
+        key: overlaid(lower[key], each)
+        if isinstance(each, dict) and isinstance(lower.get(key), dict)
+        else each
+        for key, each in upper.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +70,8 @@ class ModelFile:
 class ServedModel:
     """A model that clients may name; `created_at` is Unix seconds. Unknown is None.
 
-    `recipe` is how it runs when it is loaded; `vision` says that it takes images.
+    `recipe` is how it runs when it is loaded; `vision` says that it takes images. Requests follow `rules`, or
+    those of the variant that they name.
     """
 
     name: str
@@ -45,6 +86,8 @@ class ServedModel:
     recipe: Recipe | None = None
     file: ModelFile | None = None
     vision: bool = False
+    rules: RequestRules = NO_RULES
+    variants: Mapping[str, RequestRules] = field(default_factory=dict)
 
 
 class WaitProgress(StrEnum):

@@ -19,7 +19,7 @@ from cotenant.domain.requests import WaitProgress
 from cotenant.gateway.access.access_control import SESSION, AccessControl, described
 from cotenant.gateway.access.cors import Cors, answer_preflight, is_preflight
 from cotenant.gateway.http.limits import Limits, Timing
-from cotenant.gateway.http.model_list import find_model, openai_model
+from cotenant.gateway.http.model_list import find_model, openai_model, served_name, with_variants
 from cotenant.gateway.http.problems import send_problem
 from cotenant.gateway.http.request import ApiRequest, require
 from cotenant.gateway.http.routes import Reply, Route, RouteTable, dispatch, refuse_method
@@ -316,7 +316,7 @@ class Gateway:
     )
     async def _openai_models(self, request: ApiRequest) -> object:
         models = self._proxy.of(request.key).router.models()
-        return {"object": "list", "data": [openai_model(model) for model in models]}
+        return {"object": "list", "data": [openai_model(*each) for each in with_variants(models)]}
 
     @Route(
         "GET /v1/models/{name}",
@@ -327,7 +327,9 @@ class Gateway:
         scope=KeyScope.INFER,
     )
     async def _openai_model(self, request: ApiRequest) -> object:
-        return openai_model(find_model(request.name, self._proxy.of(request.key).router))
+        router = self._proxy.of(request.key).router
+        name, model = served_name(request.name, router), find_model(request.name, router)
+        return openai_model(name if name in model.variants else model.name, model)
 
     @Route("GET /openapi.json", "This document", Reply(dict[str, Any], "OpenAPI 3.1"), scope=KeyScope.INFER)
     async def _openapi(self, request: ApiRequest) -> object:

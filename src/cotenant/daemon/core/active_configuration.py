@@ -48,7 +48,7 @@ class ActiveConfiguration:
     @property
     def models(self) -> tuple[ModelEntry, ...]:
         """The models of the configuration, and the discovered ones whose names are free."""
-        names = {name for entry in self.configuration.models for name in (entry.name, *entry.aliases)}
+        names = {name for entry in self.configuration.models for name in entry.names}
         return (*self.configuration.models, *(e for e in self.discovered if e.name not in names))
 
     def set_discovered(self, entries: tuple[ModelEntry, ...]) -> None:

@@ -11,6 +11,7 @@ from cotenant.domain.engine_kinds import EngineKind, PlanMethod
 from cotenant.domain.errors import BadSplit, UnknownDevice, UnknownModel
 from cotenant.domain.models import MOST_LAYERS, SplitPolicy
 from cotenant.domain.placements import Budget, Placement, Refusal
+from cotenant.domain.requests import RequestRules
 from cotenant.interfaces import EngineHost
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.device_needs import Fit
@@ -33,10 +34,11 @@ class Guest:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The models by name, and every name and alias of them."""
+    """The models by name, every name that clients may use, and the rules of requests that use it."""
 
     entries: dict[str, ModelEntry]
     names: dict[str, str]
+    rules: dict[str, RequestRules]
 
     @classmethod
     def of(cls, models: Sequence[ModelEntry]) -> Fleet:
@@ -44,8 +46,11 @@ class Fleet:
         names = {alias: entry.name for entry in models for alias in entry.aliases}
         if len(models) == 1:
             names.setdefault(LOCAL, models[0].name)
-        names |= {entry.name: entry.name for entry in models}
-        return cls({entry.name: entry for entry in models}, names)
+        names |= {name: entry.name for entry in models for name in (*entry.variants, entry.name)}
+        entries = {entry.name: entry for entry in models}
+        rules = {name: entries[own].rules for name, own in names.items()}
+        rules |= {name: each for entry in models for name, each in entry.variants.items()}
+        return cls(entries, names, {name: each for name, each in rules.items() if each})
 
     def resolve(self, name: str) -> str:
         """Return the model that a client's name means. Raises UnknownModel with the list."""

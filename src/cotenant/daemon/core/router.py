@@ -8,7 +8,7 @@ from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.status import served_model
 from cotenant.domain.decisions import WaitEstimate
 from cotenant.domain.errors import DoesNotFit
-from cotenant.domain.requests import ServedModel
+from cotenant.domain.requests import RequestRules, ServedModel
 from cotenant.domain.residencies import ResidencyState, TicketId
 from cotenant.interfaces import DEFAULT_TERMS, Lease, LeaseTerms
 from cotenant.scheduling.events import RequestArrived
@@ -48,6 +48,10 @@ class FleetRouter:
     def resolve(self, name: str) -> str:
         """Return the model's own name for a name or alias. Raises UnknownModel."""
         return self._loop.fleet.resolve(name)
+
+    def rules(self, name: str) -> RequestRules | None:
+        """Return the rules of requests that use this name; None if there are none."""
+        return self._loop.fleet.rules.get(name)
 
     def try_lease(self, name: str, terms: LeaseTerms = DEFAULT_TERMS) -> Lease | None:
         """Grant a lease at once on a ready model with a free slot. Raises UnknownModel."""

@@ -127,6 +127,8 @@ def served_model(
             shape.chat_template if entry.path.suffix.lower() == ".gguf" else None,
         ),
         vision=entry.projector_path is not None,
+        rules=entry.rules,
+        variants=entry.variants,
     )
 
 

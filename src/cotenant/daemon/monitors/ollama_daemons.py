@@ -231,7 +231,7 @@ def _entries(configuration: Configuration, daemon: _Daemon) -> tuple[ModelEntry,
     settings = configuration.ollama
     if settings is None:
         return ()
-    taken = {name for entry in configuration.models for name in (entry.name, *entry.aliases)}
+    taken = {name for entry in configuration.models for name in entry.names}
     entries = []
     for model in daemon.models:
         name = model.tag.removesuffix(LATEST)

@@ -1,5 +1,6 @@
 """Descriptions of the models served: in OpenAI's form, and in that of the operator's API."""
 
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Final
 
@@ -29,45 +30,60 @@ _MODALITIES: Final = {
 """What a model of each kind takes and gives; of other kinds only their engines know."""
 
 
-def resolve(name: str, router: Router) -> str:
-    """Return the own name of the model with this name or alias. Raises UnknownModel.
+def served_name(name: str, router: Router) -> str:
+    """Return the name, alias or variant that a client means, as it is served. Raises UnknownModel.
 
     Clients list models in one dialect and ask in another, so names in Ollama's form mean the same everywhere:
     with its default tag and registry, in upper or lower case.
     """
     try:
-        return router.resolve(name)
+        router.resolve(name)
     except UnknownModel:
         bare = name
         for part in _REGISTRY:
             bare = bare.removeprefix(part)
         for wanted in (bare, bare.removesuffix(LATEST)):
             with suppress(UnknownModel):
-                return router.resolve(wanted)
+                router.resolve(wanted)
+                return wanted
         plain = bare.lower().removesuffix(LATEST)
         for model in router.models():
-            if plain in (each.lower().removesuffix(LATEST) for each in (model.name, *model.aliases)):
-                return model.name
+            for each in (model.name, *model.aliases, *model.variants):
+                if plain == each.lower().removesuffix(LATEST):
+                    return each
         raise
+    return name
+
+
+def resolve(name: str, router: Router) -> str:
+    """Return the own name of the model that a client's name means. Raises UnknownModel."""
+    return router.resolve(served_name(name, router))
 
 
 def find_model(name: str, router: Router) -> ServedModel:
-    """Return the model with this name or alias. Raises UnknownModel."""
+    """Return the model with this name or alias, or with this variant. Raises UnknownModel."""
     own = resolve(name, router)
     return next(model for model in router.models() if model.name == own)
 
 
-def openai_model(model: ServedModel) -> dict[str, Any]:
-    """Describe a model in OpenAI's form; `meta` is our addition."""
+def with_variants(models: Iterable[ServedModel]) -> Iterator[tuple[str, ServedModel]]:
+    """Yield the names under which models are listed, their variants' too, each with its model."""
+    for model in models:
+        yield from ((name, model) for name in (model.name, *model.variants))
+
+
+def openai_model(name: str, model: ServedModel) -> dict[str, Any]:
+    """Describe a model, or its variant of this name, in OpenAI's form; `meta` is our addition."""
     return {
-        "id": model.name,
+        "id": name,
         "object": "model",
         "created": model.created_at,
         "owned_by": "cotenant",
         "meta": {
             "kind": model.kind,
             "state": model.state,
-            "aliases": model.aliases,
+            "aliases": model.aliases if name == model.name else (),
+            "variant_of": None if name == model.name else model.name,
             "modalities": _modalities(model),
             "tools": _takes_tools(model),
             "context_length": _context_length(model),
@@ -115,6 +131,8 @@ def admin_model(model: ServedModel) -> dict[str, Any]:
         "recipe": model.recipe,
         "file": model.file,
         "vision": model.vision,
+        "rules": model.rules,
+        "variants": model.variants,
     }
 
 

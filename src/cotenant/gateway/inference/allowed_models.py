@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 from cotenant.domain.decisions import WaitEstimate
 from cotenant.domain.errors import UnknownModel
-from cotenant.domain.requests import ServedModel
+from cotenant.domain.requests import RequestRules, ServedModel
 from cotenant.interfaces import DEFAULT_TERMS, Lease, LeaseTerms, Router
 
 
@@ -33,6 +33,10 @@ class AllowedModels:
         if own not in self._allowed and own not in self.names():
             raise UnknownModel.among(name, self.names())
         return own
+
+    def rules(self, name: str) -> RequestRules | None:
+        """Return the rules of requests that use this name."""
+        return self._router.rules(name)
 
     def try_lease(self, name: str, terms: LeaseTerms = DEFAULT_TERMS) -> Lease | None:
         """Grant a lease at once, or return None."""

@@ -23,7 +23,8 @@ SHORT_TOKENS: Final = 256
 
 _RESPONSES_PATH: Final = b"/v1/responses"
 _MESSAGES_PATH: Final = b"/v1/messages"
-_LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
+TOKEN_LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
+"""What limits the tokens of an answer in any API that llama.cpp takes."""
 _WITH_USAGE_OPTION: Final = frozenset([b"/v1/chat/completions", b"/v1/completions"])
 _ASSEMBLED: Final = _WITH_USAGE_OPTION | {_RESPONSES_PATH, _MESSAGES_PATH}
 _AS_STREAM: Final = b'{"stream":true,'
@@ -47,7 +48,7 @@ def stream_body(path: bytes, request: Mapping[str, Any], body: bytes) -> bytes |
         return None
     if request.get("background"):
         return None
-    for name in _LIMITS:
+    for name in TOKEN_LIMITS:
         limit = request.get(name)
         if limit is not None and (not isinstance(limit, int) or 0 <= limit <= SHORT_TOKENS):
             return None

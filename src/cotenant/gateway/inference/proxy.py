@@ -29,7 +29,7 @@ from cotenant.gateway.inference.grammar import check_bounds
 from cotenant.gateway.inference.media import check_media
 from cotenant.gateway.inference.progress import progress_report
 from cotenant.gateway.inference.refusals import refusal
-from cotenant.gateway.inference.request import engine_body, engine_head, mended, own_name, parse, upload_head
+from cotenant.gateway.inference.request import addressed, engine_body, engine_head, mended, parse, upload_head
 from cotenant.gateway.inference.request_log import CLIENT_CLOSED_REQUEST, RequestRecord
 from cotenant.gateway.inference.request_options import RequestOptions, read_request_options
 from cotenant.gateway.inference.shared import Proxy
@@ -114,12 +114,12 @@ class Exchange:
                     return
                 request, body = self._upload.fields, self._upload.digest
             proxy.watch.enter(self)
-            name, body = own_name(request, body, proxy.router)
+            ruled_target = None if self._upload else self._target
+            name, request, body = addressed(request, body, ruled_target, proxy.router)
             self._counters = proxy.counters.of(name)
             self._options = read_request_options(self._headers, request, proxy.key)
             check_bounds(request, body)
-            has_media = check_media(request, body, proxy.media_hosts)
-            proxy.kinds.check(name, self._target, has_media=has_media)
+            proxy.kinds.check(name, self._target, has_media=check_media(request, body, proxy.media_hosts))
             proxy.suspects.check(name, self._target.path, body)
             self._reserved = proxy.admit(self._target, request, size, self._begun_at)
             self._name = name

@@ -11,10 +11,11 @@ from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import BadRequest, UnknownModel
 from cotenant.domain.units import MIB
 from cotenant.gateway.http.limits import check_values
-from cotenant.gateway.http.model_list import resolve
+from cotenant.gateway.http.model_list import served_name
 from cotenant.gateway.inference.assembly import stream_body
 from cotenant.gateway.inference.dialects import Target
 from cotenant.gateway.inference.request_options import TERM_HEADERS
+from cotenant.gateway.inference.request_rules import ruled
 from cotenant.interfaces import Router
 
 _NOT_FORWARDED: Final = TERM_HEADERS | frozenset(
@@ -98,17 +99,26 @@ def _decode(text: str) -> Any:
     return value if end == len(text) else _decoder.decode(text)
 
 
-def own_name(request: dict[str, Any], body: bytes, router: Router) -> tuple[str, bytes]:
-    """Return the model's own name, and the body, in which it replaces a name in another dialect's form.
+def addressed(
+    request: dict[str, Any], body: bytes, target: Target | None, router: Router
+) -> tuple[str, dict[str, Any], bytes]:
+    """Return the model's own name, and the request and its body, as the model's rules have it.
 
-    Raises BadRequest or UnknownModel.
+    The own name replaces one in another dialect's form. Without a target, the body has files and is left as
+    it is. Raises BadRequest or UnknownModel.
     """
-    name = model_name(request, router)
+    asked = model_name(request, router)
     try:
-        return router.resolve(name), body
+        name = router.resolve(asked)
     except UnknownModel:
-        request["model"] = name = resolve(name, router)
-        return name, encoded(request)
+        asked = served_name(asked, router)
+        request["model"] = name = router.resolve(asked)
+        body = encoded(request)
+    rules = router.rules(asked)
+    if rules is None or target is None:
+        return name, request, body
+    request = ruled(request, rules, target, name)
+    return name, request, encoded(request)
 
 
 def model_name(request: Mapping[str, Any], router: Router) -> str:

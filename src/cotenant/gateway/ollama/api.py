@@ -20,6 +20,7 @@ from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
 from cotenant.gateway.http.codings import decoded
 from cotenant.gateway.http.limits import whole_body
+from cotenant.gateway.http.model_list import served_name, with_variants
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import Handler, log_order
 from cotenant.gateway.http.streams import unless_disconnected
@@ -108,7 +109,8 @@ class OllamaApi:
         return {"version": OLLAMA_VERSION, "cotenant": __version__}
 
     async def _tags(self, request: ApiRequest) -> object:
-        return {"models": [models.listed(model) for model in self._proxy.of(request.key).router.models()]}
+        served = self._proxy.of(request.key).router.models()
+        return {"models": [models.listed(*each) for each in with_variants(served)]}
 
     async def _ps(self, request: ApiRequest) -> object:
         statuses = {status.name: status for status in self._operator.statuses()}
@@ -182,6 +184,8 @@ class OllamaApi:
         self, request: ApiRequest, fields: Fields, target: Target, engine_request: dict[str, Any], wrap: Wrap
     ) -> None:
         streaming = switch(fields, "stream", True)
+        # A variant has its own rules.
+        engine_request["model"] = served_name(text(fields, "model"), self._proxy.of(request.key).router)
         if streaming:
             engine_request["stream"] = True
         lines = LineSender(request.send, text(fields, "model"), wrap, lambda: forwarded.waited_s, streaming)

@@ -8,12 +8,13 @@ from typing import Any, Final
 from cotenant.domain.errors import BadRequest, UpstreamFailed
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
+from cotenant.gateway.http.model_list import served_name
 from cotenant.gateway.http.problems import error_in
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.inference.dialects import EMBEDDINGS, Target
 from cotenant.gateway.inference.shared import Proxy
 from cotenant.gateway.ollama.exchange import BufferedResponse, exchange
-from cotenant.gateway.ollama.fields import Fields
+from cotenant.gateway.ollama.fields import Fields, text
 from cotenant.gateway.ollama.requests import embed_request
 
 _TOKENS: Final = Target(b"/tokenize", frozenset({ModelKind.EMBEDDING}))
@@ -87,6 +88,9 @@ class EmbeddingRequest:
 
     async def _send(self, target: Target, engine_request: Mapping[str, Any]) -> BufferedResponse:
         response = BufferedResponse()
+        # A variant has its own rules.
+        name = served_name(text(self._fields, "model"), self._proxy.router)
+        engine_request = {**engine_request, "model": name}
         forwarded = exchange(self._proxy, self._request, target, engine_request, response)
         await forwarded.run()
         self.waited_s += forwarded.waited_s

@@ -36,11 +36,11 @@ def is_served(name: str, router: Router) -> bool:
     return False
 
 
-def listed(model: ServedModel) -> dict[str, Any]:
-    """Describe a model in the form of /api/tags."""
+def listed(name: str, model: ServedModel) -> dict[str, Any]:
+    """Describe a model, or its variant of this name, in the form of /api/tags."""
     return {
-        "name": _tagged(model),
-        "model": _tagged(model),
+        "name": _tagged(name),
+        "model": _tagged(name),
         "modified_at": _time(model.created_at),
         "size": model.file.bytes if model.file else 0,
         "digest": digest(model),
@@ -58,8 +58,8 @@ def running(model: ServedModel, status: ModelStatus | None, now: datetime) -> di
     in_host_ram = model.placement is not None and model.placement.n_gpu_layers == 0
     expires_at = now + timedelta(seconds=_CENTURY_S if left_s is None else min(left_s, _CENTURY_S))
     return {
-        "name": _tagged(model),
-        "model": _tagged(model),
+        "name": _tagged(model.name),
+        "model": _tagged(model.name),
         "size": size,
         "digest": digest(model),
         "details": details(model),
@@ -128,8 +128,8 @@ def n_ctx(model: ServedModel) -> int:
     return recipe.n_ctx if recipe is not None and recipe.engine.traits.follows_recipe else 0
 
 
-def _tagged(model: ServedModel) -> str:
-    return model.name if ":" in model.name else model.name + LATEST
+def _tagged(name: str) -> str:
+    return name if ":" in name else name + LATEST
 
 
 def _count(number: int) -> str:

@@ -15,7 +15,7 @@ from cotenant.domain.decisions import DecisionKind, DeviceStatus, LeaseStatus, M
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.fragmentation import Defragmentation, Fragmentation
 from cotenant.domain.models import ModelKind
-from cotenant.domain.requests import ModelFile
+from cotenant.domain.requests import ModelFile, RequestRules
 from cotenant.gateway.plans.schema import RecipeResponse
 
 Bytes = dict[str, int | None]
@@ -81,6 +81,8 @@ class ServedResponse(BaseModel):
     recipe: ServedRecipeResponse | None
     file: ModelFile | None
     vision: bool
+    rules: RequestRules
+    variants: dict[str, RequestRules]
 
 
 class DevicesResponse(BaseModel):
