@@ -51,6 +51,12 @@ async def send_json(send: Send, status: int, payload: object, headers: Iterable[
     await send_body(send, status, encode_json(payload), JSON_TYPE, *headers)
 
 
+async def send_head(send: Send, headers: Sequence[Header]) -> None:
+    """Answer HEAD where a GET gets an endless stream."""
+    await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
+    await send({"type": "http.response.body", "body": b""})
+
+
 async def disconnected(receive: Receive) -> None:
     """Return when the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":

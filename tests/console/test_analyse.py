@@ -8,11 +8,12 @@ from urllib.parse import urlencode
 
 import pytest
 
+from cotenant.domain.decisions import ModelStatus
 from cotenant.domain.devices import Device, DeviceId, DeviceKind, Inventory, Reading
 from cotenant.domain.units import GIB
 from cotenant.domain.vendors import InventorySource
 from cotenant.model_files import load_model
-from tests.console.looking import Page, gateway, look
+from tests.console.looking import Page, gateway, look, operator
 from tests.support.daemon.planner import entry, planner
 from tests.support.models.gguf_models import build_tiny_llama
 
@@ -21,7 +22,8 @@ PIECE = "/ui/fragments/analyse"
 
 async def plan(**fields: Any) -> Page:
     body = urlencode({"source": "model", "model": "llama-70b", "devices": "detected", **fields}).encode()
-    return await look(gateway(planner=planner(entry())), PIECE, "POST", body)
+    served = operator(ModelStatus("llama-70b", "cold"))
+    return await look(gateway(served, planner=planner(entry())), PIECE, "POST", body)
 
 
 def told(page: Page) -> Any:
@@ -64,7 +66,8 @@ async def test_a_plan_that_is_left_to_the_engine_shows_no_layers(tmp_path):
     path = build_tiny_llama(tmp_path / "tiny.gguf")
     plans = planner(entry("tiny", path, shape=load_model(path)), cards=cards, by_engine=True)
     body = urlencode({"source": "model", "model": "tiny", "devices": "detected", "fresh": "1"}).encode()
-    page = await look(gateway(planner=plans), PIECE, "POST", body)
+    served = operator(ModelStatus("tiny", "cold"))
+    page = await look(gateway(served, planner=plans), PIECE, "POST", body)
     assert page.status == 200
     assert "--use-fit-params" in page.text
     assert "Layers by device" not in page.text

@@ -3,7 +3,9 @@ from dataclasses import replace
 
 import pytest
 
+from cotenant.console.app import Console
 from cotenant.domain.alerts import Alert, AlertKind
+from cotenant.domain.decisions import ModelStatus
 from cotenant.domain.devices import Device, DeviceId, DeviceKind
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import (
@@ -17,11 +19,13 @@ from cotenant.domain.errors import EngineLoadFailed, QueueFull, WaitTimeout
 from cotenant.domain.models import ModelKind, Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Share
 from cotenant.domain.requests import ModelFile, ServedModel
+from cotenant.gateway.ollama.api import READING
 from cotenant.interfaces import DEFAULT_TERMS
-from tests.gateway.harness import CHAT, MODEL, SlotRouter, fetch, post, serving
+from tests.gateway.harness import CHAT, MODEL, SlotRouter, connected, fetch, post, serving
 from tests.gateway.stub import StubEngine
 from tests.support.daemon.plain_gateway import NoAlerts
 from tests.support.daemon.plain_operator import CARD, PlainOperator
+from tests.support.daemon.plain_service_operator import PlainServices
 
 NOWHERE = Endpoint("127.0.0.1", 1)
 OTHER = ServedModel("org/bert", ModelKind.EMBEDDING, created_at=2, state="loading")
@@ -131,6 +135,20 @@ async def test_head_is_get_without_a_body():
             get = await fetch(port, "GET", path)
             assert head.status == 200
             assert head.headers == get.headers
+
+
+async def test_head_ends_on_every_route_that_can_be_read_also_where_a_get_would_not():
+    operator, pages = PlainOperator(ModelStatus("llama", "ready")), ("/", "/login", "/ui/stream?at=/")
+    async with serving(_router(MODEL), operator, console=Console, services=PlainServices()) as port:
+        document = (await fetch(port, "GET", "/openapi.json")).json()
+        readable = [path for path, methods in document["paths"].items() if "get" in methods]
+        for path in (*readable, *pages, *READING, "/api/models/llama/logs?follow=1", "/nowhere", CHAT):
+            async with connected(port) as client:
+                client.send("HEAD", path.replace("{name}", "llama"))
+                head = await client.reply(bodiless=True)
+                client.send("GET", "/health")
+                assert (await client.reply()).json()["status"] == "ok", path
+            assert head.status < 500, path
 
 
 async def test_an_unknown_path_is_404_and_a_wrong_method_405_with_the_right_ones():

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
-from cotenant.asgi import App, Header, Receive, Scope, Send, send_stream
+from cotenant.asgi import App, Header, Receive, Scope, Send, send_head, send_stream
 from cotenant.console import analyse, gpu_configuration, model, overview
 from cotenant.console.api import Api, ApiFault, Refused, Reply, ResponseCache, SignedOut
 from cotenant.console.live_updates import STREAM_HEADERS, Part, Rows, View, events_of
@@ -129,7 +129,7 @@ class Console:
         request = self._request(scope, receive)
         try:
             if path == _STREAM:
-                await self._stream(request, send)
+                await self._stream(request, scope, send)
             elif path == _LOGIN:
                 await answer_login(request, scope, send)
             elif path == _LOGOUT:
@@ -198,7 +198,7 @@ class Console:
         html = render(view.template, {"parts": view.parts, "query": request.query, **view.facts})
         await send_html(scope, send, html, view.status)
 
-    async def _stream(self, request: PageRequest, send: Send) -> None:
+    async def _stream(self, request: PageRequest, scope: Scope, send: Send) -> None:
         try:
             at = urlsplit(request.query.get("at", ""))
             found = None if at.netloc else find_page(at.path)
@@ -206,6 +206,9 @@ class Console:
             found = None
         if found is None:
             raise ApiFault(404, "unknown_route", "There is no such page to follow.")
+        if scope["method"] == "HEAD":
+            await send_head(send, STREAM_HEADERS)
+            return
         page, name = found
         watched = replace(request, method="GET", path=at.path, query=first_values(at.query), name=name)
         events = events_of(lambda: page.show(watched), render_part, self._every_s)

@@ -148,7 +148,7 @@ class Gateway:
             self._access,
             DoctorRoutes(examine),
             AdviceRoutes(adviser),
-            PlanRoutes(planner, clock, self.limits),
+            PlanRoutes(planner, router, clock, self.limits),
             GpuConfigRoutes(services),
         )
         self._tasks: list[asyncio.Task[None]] = []

@@ -45,6 +45,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_begun",
+        "_bodiless",
         "_broken",
         "_chunks",
         "_expecting",
@@ -89,6 +90,7 @@ class Connection(asyncio.Protocol):
         self._chunks: list[bytes] = []
         self._untaken_bytes = 0
         self._begun = False
+        self._bodiless = False
         self._expecting = False
         self._framed = False
         self._interim = False
@@ -97,12 +99,13 @@ class Connection(asyncio.Protocol):
 
     # Called by the reader.
 
-    def begin(self, head: bytes, body: bytes) -> None:
-        """Send a request; the response is reset."""
+    def begin(self, head: bytes, body: bytes, *, bodiless: bool = False) -> None:
+        """Send a request; the response is reset, and ends with its head if it is `bodiless` (HEAD)."""
         if self.ended:
             self._reused = True
             self._reset()
         self._expecting = True
+        self._bodiless = bodiless
         self._transport.writelines((head, body))
 
     async def send(self, pieces: AsyncIterator[bytes]) -> None:
@@ -257,6 +260,9 @@ class Connection(asyncio.Protocol):
             self.headers.clear()
             return
         self.status = status
+        if self._bodiless:
+            # The parser would wait for the body that the head describes: no request can follow.
+            self.ended, self._expecting = True, False
 
     def on_body(self, body: bytes) -> None:
         """Keep a piece of the body."""
@@ -269,7 +275,7 @@ class Connection(asyncio.Protocol):
             return
         self.ended = True
         self._expecting = False
-        self._reusable = self._parser.should_keep_alive()
+        self._reusable = self._parser.should_keep_alive() and not self._bodiless
 
     # Overridden by subclasses.
 

@@ -9,7 +9,7 @@ from cotenant.domain.keys import ApiKey, KeyScope, key_digest
 from cotenant.domain.models import ModelKind, Recipe
 from cotenant.domain.requests import ServedModel
 from tests.gateway import stub
-from tests.gateway.harness import SlotRouter, fetch, serving
+from tests.gateway.harness import SlotRouter, connected, fetch, serving
 from tests.gateway.stub import StubEngine
 
 
@@ -64,10 +64,22 @@ async def test_redirects_stay_below_the_model_and_pages_apart_from_the_console()
     assert "set-cookie" not in reply.headers
 
 
-async def test_the_head_of_a_page_is_asked_as_the_page():
-    reply, calls = await ask("HEAD", "/upstream/m/page")
-    assert (reply.status, reply.headers["content-type"]) == (418, "text/x-own")
-    assert calls[0].method == b"GET"
+async def test_a_head_is_passed_as_a_head_and_ends_without_the_body_that_it_describes():
+    async def head(call: stub.Call) -> None:
+        await call.send(b"HTTP/1.1 206 Partial\r\nContent-Type: text/x-own\r\nContent-Length: 12345\r\n\r\n")
+
+    async with StubEngine(head) as engine:
+        router = SlotRouter(engine.endpoint, models=(of(EngineKind.COMMAND),))
+        async with serving(router) as port, connected(port) as client:
+            for _ in range(2):
+                client.send("HEAD", "/upstream/m/page")
+                reply = await client.reply(bodiless=True)
+                assert (reply.status, reply.headers["content-type"]) == (206, "text/x-own")
+                assert reply.headers["content-length"] == "12345"
+            client.send("GET", "/health")
+            assert (await client.reply()).status == 200
+        assert not router.held
+    assert [call.method for call in engine.calls] == [b"HEAD", b"HEAD"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from cotenant.cli.plan import add_model_options, read_recipe
 from cotenant.clock import ManualClock
 from cotenant.domain.engines import Endpoint
-from cotenant.domain.models import MAX_CTX, CacheType, FlashAttention, Recipe, SplitMode, SplitPolicy
+from cotenant.domain.models import (
+    MAX_CTX,
+    CacheType,
+    FlashAttention,
+    ModelKind,
+    Recipe,
+    SplitMode,
+    SplitPolicy,
+)
+from cotenant.domain.requests import ServedModel
 from cotenant.gateway.plans.command import changes_of, recipe_flags
 from tests.gateway.harness import SlotRouter, fetch, serving
 from tests.support.daemon.planner import planner
@@ -47,12 +56,13 @@ async def send(port: int, path: Path, first: int) -> Any:
 
 
 def desk(folder: Path | None = None, **options: Any) -> Any:
-    return serving(SlotRouter(NOWHERE), planner=planner(models_dir=folder), **options)
+    served = ServedModel("llama-70b", ModelKind.TEXT, created_at=1)
+    return serving(SlotRouter(NOWHERE, models=(served,)), planner=planner(models_dir=folder), **options)
 
 
 async def test_a_served_model_is_planned_on_the_cards_there_are():
     async with desk() as port:
-        reply = await ask(port, model="llama-70b")
+        reply = await ask(port, model="Llama-70B:latest")
     told = reply.json()
     assert (reply.status, told["fits"], told["n_gpu_layers"]) == (200, True, 81)
     assert sum(told["tensor_split"]) == 81

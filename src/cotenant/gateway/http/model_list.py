@@ -7,7 +7,7 @@ from typing import Any, Final
 from cotenant.analysis.calibration import Comparison, compare
 from cotenant.domain.engine_kinds import PlanMethod
 from cotenant.domain.engines import EngineReport
-from cotenant.domain.errors import UnknownModel
+from cotenant.domain.errors import BadRequest, UnknownModel
 from cotenant.domain.models import ModelKind
 from cotenant.domain.placements import Placement
 from cotenant.domain.requests import ServedModel
@@ -31,10 +31,11 @@ _MODALITIES: Final = {
 
 
 def served_name(name: str, router: Router) -> str:
-    """Return the name, alias or variant that a client means, as it is served. Raises UnknownModel.
+    """Return the name, alias or variant that a client means, as it is served.
 
     Clients list models in one dialect and ask in another, so names in Ollama's form mean the same everywhere:
-    with its default tag and registry, in upper or lower case.
+    with its default tag and registry, in upper or lower case. Raises UnknownModel, or BadRequest for a name
+    that means several but for upper and lower case.
     """
     try:
         router.resolve(name)
@@ -47,16 +48,30 @@ def served_name(name: str, router: Router) -> str:
                 router.resolve(wanted)
                 return wanted
         plain = bare.lower().removesuffix(LATEST)
-        for model in router.models():
-            for each in (model.name, *model.aliases, *model.variants):
-                if plain == each.lower().removesuffix(LATEST):
-                    return each
+        found = {
+            meant: each
+            for model in router.models()
+            for each, meant in _names(model)
+            if each.lower().removesuffix(LATEST) == plain
+        }
+        if len(found) > 1:
+            either = " or ".join(sorted(found.values()))
+            hint = "Write one of them as it is."
+            raise BadRequest(f"{name[:200]!r} may mean {either}", hint=hint) from None
+        for each in found.values():
+            return each
         raise
     return name
 
 
+def _names(model: ServedModel) -> Iterator[tuple[str, str]]:
+    """Yield each name of a model, with what it means: the model, or one of its variants."""
+    yield from ((each, model.name) for each in (*model.aliases, model.name))
+    yield from ((each, each) for each in model.variants)
+
+
 def resolve(name: str, router: Router) -> str:
-    """Return the own name of the model that a client's name means. Raises UnknownModel."""
+    """Return the own name of the model that a client's name means. Raises UnknownModel or BadRequest."""
     return router.resolve(served_name(name, router))
 
 

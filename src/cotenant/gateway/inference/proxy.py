@@ -288,7 +288,7 @@ class Exchange:
             if self._disconnected:
                 connection.abort()
                 raise UpstreamFailed("the client disconnected")
-            connection.begin(head, body)
+            connection.begin(head, body, bodiless=self._target.method == "HEAD")
             try:
                 if pieces is not None:
                     await connection.send(pieces())

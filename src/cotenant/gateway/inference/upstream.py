@@ -45,10 +45,14 @@ def upstream_target(scope: Scope, router: Router) -> Target:
         raise NotOffered(f"this path of vLLM is not passed; passed are {', '.join(sorted(_OF_VLLM))}")
     query = scope.get("query_string", b"")
     path = quote(b"/" + rest, _CHARACTERS) + (f"?{quote(query, _CHARACTERS)}" if query else "")
-    # An answer to HEAD has no end that a parser of responses could see; the server drops the body of a GET's.
-    method = scope["method"].replace("HEAD", "GET")
-    every = frozenset(ModelKind)
-    return Target(path.encode(), every, everywhere=True, has_files=True, method=method, passed_to=model.name)
+    return Target(
+        path.encode(),
+        frozenset(ModelKind),
+        everywhere=True,
+        has_files=True,
+        method=scope["method"],
+        passed_to=model.name,
+    )
 
 
 def headers_for_client(target: Target, reply: EngineConnection) -> list[Header]:

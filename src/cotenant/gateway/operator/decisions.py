@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from cotenant.asgi import TEXT_TYPE, encode_json, send_body, send_stream
+from cotenant.asgi import TEXT_TYPE, encode_json, send_body, send_head, send_stream
 from cotenant.clock import Clock
 from cotenant.domain import errors
 from cotenant.domain.alerts import Alert
@@ -100,7 +100,7 @@ class DecisionRoutes:
     )
     async def _events(self, request: ApiRequest) -> None:
         if request.method == "HEAD":
-            await send_body(request.send, 200, b"", *STREAM_HEADERS)
+            await send_head(request.send, STREAM_HEADERS)
             return
         feeds = [
             events_of(self._operator.decisions(), self._event),

@@ -21,6 +21,7 @@ from cotenant.domain.errors import (
 from cotenant.domain.units import MIB
 from cotenant.gateway.http.bodies import read_body
 from cotenant.gateway.http.limits import Limits
+from cotenant.gateway.http.model_list import resolve
 from cotenant.gateway.http.problems import UNREADABLE_MODEL, send_problem
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import BODY_ERRORS, Body, Parameter, Reply, Route
@@ -28,7 +29,7 @@ from cotenant.gateway.http.streams import unless_disconnected
 from cotenant.gateway.plans.command import changes_of, plan_command, serve_command
 from cotenant.gateway.plans.headers import Headers, join_headers, read_header
 from cotenant.gateway.plans.schema import FileResponse, HeaderResponse, PlanRequest, PlanResponse
-from cotenant.interfaces import PlanAnswer, Planner, PlanQuery
+from cotenant.interfaces import PlanAnswer, Planner, PlanQuery, Router
 from cotenant.planning.describe import plan_as_json
 
 OCTETS: Final = "application/octet-stream"
@@ -58,8 +59,9 @@ _SIZE: Final = Parameter(
 class PlanRoutes:
     """Handles requests about plans."""
 
-    def __init__(self, planner: Planner, clock: Clock, limits: Limits) -> None:
+    def __init__(self, planner: Planner, router: Router, clock: Clock, limits: Limits) -> None:
         self._planner = planner
+        self._router = router
         self._limits = limits
         self._headers = Headers(clock)
         self._reading = ThreadGate(lambda: QueueFull("many headers are being read", hint="Try again later."))
@@ -143,7 +145,7 @@ class PlanRoutes:
         if "tensor_split" in recipe:
             recipe["tensor_split"] = tuple(recipe["tensor_split"])
         query = PlanQuery(
-            model=asked.model,
+            model=None if asked.model is None else resolve(asked.model, self._router),
             path=asked.path,
             shape=shape,
             name=name,
