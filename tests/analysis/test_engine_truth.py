@@ -3,10 +3,16 @@
 import pytest
 
 from cotenant.analysis.footprint import Costs
-from cotenant.domain.models import FlashAttention, Parts, Recipe
-from cotenant.domain.units import MIB
+from cotenant.domain.models import FlashAttention, Parts, Recipe, SplitPolicy
+from cotenant.domain.placements import Placement
+from cotenant.domain.units import GIB, MIB
+from cotenant.planning.budgets import BudgetRules
+from cotenant.planning.planner import PlanRequest, place
 from tests.support.models.engine_truth import ENGINE_TRUTH, N_CTX, N_UBATCH, Told
+from tests.support.models.expert_truth import EXPERT_TRUTH
+from tests.support.models.expert_truth import Told as ToldOfExperts
 from tests.support.models.real_shapes import real_shape
+from tests.support.models.shapes import gpu
 
 _WHOLE_MIB_BOTH_CUT = 1.0
 _COMPUTE_OFF_BY_AT_MOST = 0.3
@@ -39,3 +45,24 @@ def test_a_plan_is_what_the_engine_will_take(name: str, setting: str) -> None:
     else:
         assert 0 <= told.compute - device.compute / MIB < _WHOLE_MIB_BOTH_CUT
         assert 0 <= told.host_compute - host.compute / MIB < _WHOLE_MIB_BOTH_CUT
+
+
+@pytest.mark.parametrize("told", EXPERT_TRUTH, ids=lambda t: f"{t.model} {t.n_cpu_moe} {len(t.devices)}")
+def test_a_plan_with_experts_in_host_ram_is_what_the_engine_will_take(told: ToldOfExperts) -> None:
+    recipe = Recipe(
+        n_ctx=N_CTX,
+        n_ubatch=N_UBATCH,
+        flash_attention=FlashAttention.ON,
+        parallel=1 if len(told.devices) == 1 else 4,
+        n_cpu_moe=told.n_cpu_moe,
+        split_policy=SplitPolicy.BALANCE if len(told.devices) > 1 else SplitPolicy.FILL,
+        tensor_split=tuple(map(float, told.tensor_split)) if len(told.devices) > 1 else (),
+    )
+    cards = [gpu(index, 500 * GIB) for index in range(len(told.devices))]
+    plan = place(PlanRequest("m", real_shape(told.model), recipe), cards, BudgetRules())
+    assert isinstance(plan, Placement)
+    assert plan.tensor_split == told.tensor_split
+    found = tuple((share.parts.weights // MIB, share.parts.kv // MIB) for share in plan.shares)
+    assert found == told.devices
+    assert plan.host.weights // MIB == told.host_weights
+    assert plan.host.kv == 0

@@ -81,6 +81,13 @@ async def test_settings_are_planned_as_they_are_moved():
     assert "--n-ctx 8192 --parallel 2" in page.text
 
 
+async def test_experts_in_host_ram_are_planned_as_told():
+    for words, said in (("auto", "auto"), ("14", 14)):
+        page = await plan(n_cpu_moe=words)
+        assert told(page)["recipe"]["n_cpu_moe"] == said
+        assert f"--n-cpu-moe {words}" in page.text
+
+
 async def test_a_model_chosen_anew_is_planned_with_its_own_settings():
     assert told(await plan(n_ctx="8192", fresh="1"))["recipe"]["n_ctx"] == 4096
 
@@ -110,6 +117,7 @@ async def test_described_gpus_are_planned_on():
         ({"parallel": "999"}, "recipe", "Slots"),
         ({"n_ctx": "2", "parallel": "4"}, "recipe", "leaves no token"),
         ({"layers": "number", "n_gpu_layers": "some"}, "recipe", "Layers on GPUs"),
+        ({"n_cpu_moe": "few"}, "recipe", "Experts in RAM, of blocks: &#39;few&#39; is not a whole number"),
         ({"source": "path", "path": "/etc/passwd"}, "source", "in no folder"),
         ({"source": "file", "headers": "gone"}, "source", "no header"),
         ({"model": "nobody"}, "source", "is not served"),

@@ -24,13 +24,14 @@ LLAMA_TAKES = {
     "`flash_attn:`": "-fa --flash-attn",
     "`kv_unified:`": "-kvu --kv-unified -no-kvu --no-kv-unified",
     "`n_gpu_layers:`": "-ngl --gpu-layers --n-gpu-layers",
+    "`n_cpu_moe:`": "-ncmoe --n-cpu-moe --n_cpu_moe -cmoe --cpu-moe -ot --override-tensor",
     "`tensor_split:`": "-ts --tensor-split",
     "`split_mode:`": "-sm --split-mode",
     "`gpus:`": "-dev --device -mg --main-gpu --rpc",
     "`mmap` or `mlock:`": "-lm --load-mode --mlock --no-mmap -dio",
     "`mmproj:`": "-mm --mmproj -mmu --mmproj-url --no-mmproj --no-mmproj-offload -mmdev",
     "--use-fit-params": "-fit --fit -fitt --fit-target -fitc --fit-ctx",
-    NO_KEY: "--swa-full -nkvo --no-kv-offload -ot --override-tensor -ncffn -cram --cache-ram "
+    NO_KEY: "--swa-full -nkvo --no-kv-offload -ncffn -cram --cache-ram "
     "--fim-qwen-7b-default --gpt-oss-20b-default",
 }
 VLLM_OPENS = {

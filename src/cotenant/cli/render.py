@@ -38,7 +38,12 @@ def analysis_lines(path: object, shape: ModelShape) -> Iterator[str]:
     yield f"  Embedding: {format_bytes(shape.input_bytes)}, in host RAM"
     yield f"  Output: {format_bytes(shape.output_bytes)}{tied}, on the last GPU used"
     if shape.n_expert:
-        yield f"  Experts: {shape.n_expert_used} of {shape.n_expert} per token"
+        size = sum(layer.expert_bytes for layer in shape.layers)
+        blocks = sum(layer.expert_bytes > 0 for layer in shape.layers)
+        yield (
+            f"  Experts: {shape.n_expert_used} of {shape.n_expert} per token, {format_bytes(size)} "
+            f"in {blocks} layers"
+        )
     trained = f"{shape.n_ctx_train:,} tokens" if shape.n_ctx_train else "unknown"
     sliding = sum(layer.attention == "sliding" for layer in shape.layers)
     window = f", window of {shape.sliding_window:,} in {sliding} layers" if sliding else ""
@@ -86,6 +91,8 @@ def placement_lines(placement: Placement) -> Iterator[str]:
         on_host = placement.n_layers + 1 - placement.n_gpu_layers
         layers = f"{on_host} layers" if placement.n_gpu_layers and on_host else "input layer"
         what = "whole model" if not placement.n_gpu_layers else layers
+        if experts := placement.recipe.n_cpu_moe:
+            what += f" and the experts of {experts} layers"
         yield f"  Host RAM: {what} | {format_mib(placement.host.total)} MiB ({_parts(placement.host)})"
     yield "  " + "  ".join(f"{fill} {name}" for name, fill in _FILLS.items())
     if placement.estimated:
@@ -94,7 +101,8 @@ def placement_lines(placement: Placement) -> Iterator[str]:
         counts = ",".join(map(str, placement.tensor_split))
         numbers = ", ".join(share.device.number for share in placement.shares)
         over = f"   (layers on {numbers}, in this order)" if len(placement.shares) > 1 else ""
-        yield f"TENSOR SPLIT: --tensor-split {counts} --n-gpu-layers {placement.n_gpu_layers}{over}"
+        experts = f" --n-cpu-moe {placement.recipe.n_cpu_moe}" if placement.recipe.n_cpu_moe else ""
+        yield f"TENSOR SPLIT: --tensor-split {counts} --n-gpu-layers {placement.n_gpu_layers}{experts}{over}"
 
 
 def refusal_lines(refusal: Refusal) -> Iterator[str]:

@@ -58,6 +58,7 @@ _READERS: Final[Mapping[str, Scalar]] = {
     "device": scalars.Scalar(scalars.text.read, {"type": ["string", "integer"]}),
     "devices": scalars.words(everything="all"),
     "duration": scalars.duration(),
+    "expert_blocks": scalars.expert_blocks,
     "instant": instant,
     "keep_alive": scalars.keep_alive,
     "layers": scalars.layers,

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from cotenant.config.issues import nearest, shown, wrong
 from cotenant.config.names import NAME
 from cotenant.domain.errors import BadSetting, UsageError
-from cotenant.domain.models import ALL_LAYERS, MOST_LAYERS
+from cotenant.domain.models import ALL_LAYERS, FEWEST_EXPERTS, MOST_LAYERS
 from cotenant.domain.units import parse_bytes, parse_duration
 from cotenant.planning.manual_split import parse_split
 
@@ -185,12 +185,19 @@ def layers(text: str) -> int | str:
     )
 
 
-@_of_text(type=["integer", "string"], examples=[2, "all"])
-def gpu_count(text: str) -> int | str:
-    """A number of GPUs, or all of them."""
-    if text == "all" or (_WHOLE.fullmatch(text) and 1 <= int(text) <= 64):
-        return text if text == "all" else int(text)
-    raise BadSetting(f"{shown(text)} is not a number of GPUs", hint="Write a number from 1 to 64, or all.")
+def _number_or(word: str, least: int, most: int, what: str, example: int) -> Scalar:
+    @_of_text(type=["integer", "string"], examples=[example, word])
+    def read(text: str) -> int | str:
+        if text == word or (_WHOLE.fullmatch(text) and least <= int(text) <= most):
+            return text if text == word else int(text)
+        hint = f"Write a number from {least} to {most:,}, or {word}."
+        raise BadSetting(f"{shown(text)} is not a number of {what}", hint=hint)
+
+    return read
+
+
+gpu_count = _number_or("all", 1, 64, "GPUs", 2)
+expert_blocks = _number_or(FEWEST_EXPERTS, 0, 1 << 16, "blocks", 14)
 
 
 @scalar(type=["string", "array"], items={"type": "number"}, examples=["0.6,0.4"])

@@ -9,7 +9,7 @@ from cotenant.console.live_updates import View
 from cotenant.console.memory_bar import PART_NAMES, WIDTH, Segment, layer_run, layout
 from cotenant.console.page_request import PageRequest
 from cotenant.console.view_data import HOST, Json
-from cotenant.domain.models import Recipe
+from cotenant.domain.models import FEWEST_EXPERTS, Recipe
 from cotenant.domain.settings import settings_of
 
 EXAMPLES: Final = ("24GiB", "2xRTX 3090", "RTX A5500:24564:2048,RTX A400:4094:329")
@@ -83,7 +83,7 @@ async def plan(request: PageRequest) -> View:
         {
             **facts,
             "faults": faults,
-            "recipe_faults": ["recipe", "n_gpu_layers", *_NUMBERS],
+            "recipe_faults": ["recipe", "n_gpu_layers", "n_cpu_moe", *_NUMBERS],
             "header_gone": any("there is no header" in text for text in faults.values()),
         },
     )
@@ -116,6 +116,9 @@ def _payload(form: Mapping[str, str], key: str, faults: dict[str, str]) -> dict[
         recipe["n_gpu_layers"] = _whole(form, "n_gpu_layers", faults)
     elif layers:
         recipe["n_gpu_layers"] = layers
+    if experts := form.get("n_cpu_moe", "").strip():
+        by_fit = experts == FEWEST_EXPERTS
+        recipe["n_cpu_moe"] = experts if by_fit else _whole(form, "n_cpu_moe", faults)
     payload["recipe"] = recipe
     return payload
 

@@ -26,7 +26,7 @@ def place_on_this_machine(
         return placement
     if not any(share.device.described for share in placement.used_shares):
         return placement
-    recipe = replace(request.recipe, n_gpu_layers=0, tensor_split=(), smart_split=True)
+    recipe = replace(request.recipe, n_gpu_layers=0, n_cpu_moe=0, tensor_split=(), smart_split=True)
     host = budgets(HostProbe(SystemClock()).inventory(), rules)
     if rehearsal:
         host = tuple(replace(budget, budget_bytes=_UNLIMITED, left_out=None) for budget in host)

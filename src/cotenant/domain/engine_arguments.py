@@ -64,6 +64,8 @@ _REFUSED: Final[Mapping[EngineKind, Sequence[tuple[tuple[str, str], str]]]] = {
                 "flash_attn": "--flash-attn -fa --flash-attn-type",
                 "kv_unified": "--kv-unified -kvu --no-kv-unified -no-kvu",
                 "n_gpu_layers": "--n-gpu-layers --gpu-layers -ngl",
+                "n_cpu_moe": "--n-cpu-moe -ncmoe --cpu-moe -cmoe --override-tensor -ot "
+                "--tensor-buft-overrides",
                 "tensor_split": "--tensor-split -ts",
                 "split_mode": "--split-mode -sm",
                 "gpus": "--device -dev --main-gpu -mg --rpc",
@@ -79,7 +81,7 @@ _REFUSED: Final[Mapping[EngineKind, Sequence[tuple[tuple[str, str], str]]]] = {
         ),
         (
             (_UNPLANNED, _NO_KEY),
-            "--swa-full --kv-offload --no-kv-offload -kvo -nkvo --override-tensor -ot --n-cpu-ffn -ncffn "
+            "--swa-full --kv-offload --no-kv-offload -kvo -nkvo --n-cpu-ffn -ncffn "
             "--no-host --cache-ram -cram --embd-gemma-default --fim-qwen- --gpt-oss- --vision-gemma-",
         ),
     ),

@@ -60,6 +60,7 @@ MAX_PARALLEL = 256
 MAX_BATCH = 1 << 20
 ALL_LAYERS = "all"
 MOST_LAYERS = "auto"
+FEWEST_EXPERTS = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,8 @@ class Recipe:
     llama.cpp does: the output layer is one, blocks are taken from the end; ALL_LAYERS or MOST_LAYERS (as many
     as fit) in place of a number. `tensor_split` is a manual split over the devices in planned order;
     without it, `smart_split` computes one from layer sizes, else layers go in proportion to free memory.
+    `n_cpu_moe`: the routed experts of so many blocks, from the first, stay in host RAM, and the rest of these
+    blocks is on GPUs; FEWEST_EXPERTS for the fewest blocks with which the model fits.
     `kv_unified`: one KV stream shared by all slots, or one per slot.
     """
 
@@ -132,6 +135,16 @@ class Recipe:
         group="layout",
         label="Layers on GPUs",
         metavar="N|auto|-1",
+    )
+    n_cpu_moe: int | str = setting(
+        0,
+        "blocks whose experts stay in host RAM, from the first: a number, or auto for the fewest that fit",
+        help="mixture of experts: blocks whose experts stay in host RAM, from the first; auto: the fewest "
+        "with which it fits",
+        reads="expert_blocks",
+        group="layout",
+        label="Experts in RAM, of blocks",
+        metavar="N|auto",
     )
     tensor_split: tuple[float, ...] = setting(
         (),

@@ -5,10 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from cotenant.analysis.footprint import Costs
 from cotenant.domain.devices import Device, DeviceId, DeviceKind, DeviceOrder
 from cotenant.domain.engine_kinds import PlanMethod
 from cotenant.domain.exit_causes import Lacking
 from cotenant.domain.models import (
+    ALL_LAYERS,
+    FEWEST_EXPERTS,
     MOST_LAYERS,
     CacheType,
     FlashAttention,
@@ -21,7 +24,8 @@ from cotenant.domain.placements import Budget, Placement, Refusal, Remedy
 from cotenant.domain.units import GIB, MIB, format_bytes, parse_bytes
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.host_memory import on_host
-from cotenant.planning.planner import PlanRequest, leave_to_engine, place
+from cotenant.planning.planner import PlanRequest, expert_blocks, leave_to_engine, place
+from cotenant.planning.speed import HOST_BYTES_PER_S, most_tokens_per_s
 
 _CONTEXT_STEP: Final = 256
 _LEAST_CONTEXT: Final = 512
@@ -115,6 +119,7 @@ def _remedies(
 
     found = [*_smaller_context(recipe, attempt), *_quantised_cache(recipe, attempt)]
     found = found or [*_smaller_context_and_cache(recipe, attempt)]
+    found += _experts_in_host_ram(request.shape, recipe, attempt, host)
     found += _fewer_layers(recipe, attempt, host)
     yield from (replace(remedy, text=remedy.text + left_out) for remedy in found)
     yield from _smaller_reserve(on, budgets, rules)
@@ -150,6 +155,25 @@ def _smaller_context_and_cache(recipe: Recipe, attempt: Attempt) -> Iterator[Rem
     if recipe.flash_attention is not FlashAttention.OFF and not recipe.cache_type_k.quantised:
         flags = f" --cache-type-k {CacheType.Q8_0} --cache-type-v {CacheType.Q8_0}"
         yield from _smaller_context(_with_cache(recipe, CacheType.Q8_0), attempt, also=flags)
+
+
+def _experts_in_host_ram(
+    shape: ModelShape, recipe: Recipe, attempt: Attempt, host: Budget | None
+) -> Iterator[Remedy]:
+    if recipe.n_gpu_layers == 0 or not expert_blocks(shape):
+        return
+    n_gpu_layers = ALL_LAYERS if isinstance(recipe.n_gpu_layers, str) else recipe.n_gpu_layers
+    placement = attempt(replace(recipe, n_gpu_layers=n_gpu_layers, n_cpu_moe=FEWEST_EXPERTS))
+    if placement is None or (host is not None and placement.host.total > host.budget_bytes):
+        return
+    blocks = placement.recipe.n_cpu_moe
+    begin = shape.n_layers + 1 - placement.n_gpu_layers
+    size = format_bytes(Costs(shape, placement.recipe, begin=begin).hosted_experts)
+    yield Remedy(
+        f"the experts of {blocks} layers in host RAM, {size}; at most about "
+        f"{most_tokens_per_s(shape, placement):.0f} tokens/s if that gives {HOST_BYTES_PER_S / 1e9:.0f} GB/s",
+        f"--n-cpu-moe {blocks}",
+    )
 
 
 def _fewer_layers(recipe: Recipe, attempt: Attempt, host: Budget | None) -> Iterator[Remedy]:

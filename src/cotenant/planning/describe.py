@@ -31,6 +31,7 @@ def plan_as_json(result: Placement | Refusal, budgets: Sequence[Budget], n_layer
         "model": result.model,
         "n_layers": laid_out.n_layers,
         "n_gpu_layers": laid_out.n_gpu_layers,
+        "n_cpu_moe": laid_out.recipe.n_cpu_moe,
         "tensor_split": list(laid_out.tensor_split),
         "devices": [
             {

@@ -1,5 +1,7 @@
 """Host RAM on a machine with GPUs: what a placement holds of it besides its devices."""
 
+from dataclasses import replace
+
 from cotenant.domain.devices import DeviceId, host_id
 from cotenant.domain.placements import Budget, Placement, Refusal, Shortfall
 from cotenant.domain.units import format_bytes
@@ -28,11 +30,16 @@ def placement_bytes(placement: Placement) -> dict[DeviceId, int]:
 def on_host(placement: Placement | Refusal, host: Budget | None) -> Placement | Refusal:
     """Return the placement, or a Refusal if host RAM has no room for what it holds there.
 
-    Mapped weights may exceed what is free, with a warning. `host` is None if host RAM is a device of the
+    Mapped weights may exceed what is free, with a warning. A model whose experts stay in host RAM is not
+    mapped if it has room there: its experts are claimed. `host` is None if host RAM is a device of the
     plan itself, or unknown.
     """
     if host is None or isinstance(placement, Refusal):
         return placement
+    recipe = placement.recipe
+    if recipe.n_cpu_moe and recipe.mmap and placement.host.total <= host.budget_bytes:
+        # Every token reads experts: they are held where there is room, and not given back and read again.
+        placement = replace(placement, recipe=replace(recipe, mmap=False))
     held, room = held_bytes(placement), host.budget_bytes
     if held > room:
         reason = f"it holds {format_bytes(held)} of host RAM and {format_bytes(room)} may be used"

@@ -1,5 +1,6 @@
 """The planner: returns a Placement, or a Refusal with its reason."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -119,6 +120,7 @@ def leave_to_engine(
     if recipe.engine.traits.planning is not PlanMethod.PER_LAYER:
         return place(request, budgets, rules)
     check_fit_params(recipe)
+    recipe = replace(recipe, n_cpu_moe=0)
     usable = [b for b in budgets if b.left_out is None and b.device.kind is not DeviceKind.HOST]
     if any(budget.device.described for budget in usable) or not usable:
         planned = place(request, budgets, rules)
@@ -147,6 +149,11 @@ def leave_to_engine(
     estimated = ("weights", "kv", "compute")
     placed = lay_out_whole(request.name, request.shape, recipe, seen, most, estimated, warnings)
     return replace(placed, host=within.host, by_engine=True)
+
+
+def expert_blocks(shape: ModelShape) -> int:
+    """Return up to which block a model has experts that can stay in host RAM; 0 if it has none."""
+    return max((layer.index + 1 for layer in shape.layers if layer.expert_bytes), default=0)
 
 
 _NO_ROWS: Final = "llama.cpp's current CUDA builds refuse to split rows over GPUs"
@@ -184,15 +191,34 @@ class _Attempt:
         return self._placement(costs, shares, 0, host=Parts() if host else parts)
 
     def on_gpus(self, usable: list[Budget]) -> Placement | Refusal:
-        """Place on GPUs as many layers as the recipe wants, or as fit."""
+        """Place on GPUs as many layers and experts as the recipe wants, or as fit: layers before experts."""
+        wanted, most = self.request.recipe.n_cpu_moe, expert_blocks(self.request.shape)
+        if isinstance(wanted, int):
+            return self._layers_on_gpus(usable, min(wanted, most))
+
+        def attempt(experts: int) -> Placement | Refusal:
+            return self._layers_on_gpus(usable, experts, fewer=False)
+
+        def fits(experts: int) -> bool:
+            return isinstance(attempt(experts), Placement)
+
+        if most == 0 or not fits(most):
+            return self._layers_on_gpus(usable, most)
+        # The experts of one block more take more from the GPUs than is needed there to compute with them.
+        return attempt(0 if fits(0) else 1 + bisect_left(range(1, most), True, key=fits))
+
+    def _layers_on_gpus(
+        self, usable: list[Budget], experts: int, *, fewer: bool = True
+    ) -> Placement | Refusal:
+        """Place layers with the experts of so many blocks in host RAM; fewer layers if the recipe lets it."""
         n_units = self.request.shape.n_layers + 1
         recipe, wanted = self.request.recipe, self.request.recipe.n_gpu_layers
         begin = 0 if isinstance(wanted, str) else n_units - min(wanted, n_units)
         spreads = recipe.split_mode is SplitMode.LAYER
         if spreads and (recipe.tensor_split or not recipe.smart_split):
-            return self._by_proportion(usable, self._costs(begin))
-        for first in range(n_units) if wanted == MOST_LAYERS else (begin,):
-            costs = self._costs(first)
+            return self._by_proportion(usable, self._costs(begin, experts))
+        for first in range(n_units) if wanted == MOST_LAYERS and fewer else (begin,):
+            costs = self._costs(first, experts)
             problem, warning = self._problem(usable, costs)
             ranges = self._ranges(problem)
             if ranges is not None:
@@ -217,9 +243,9 @@ class _Attempt:
             return Refusal(self.request.name, reason, shortfalls, warnings=placement.warnings)
         return placement
 
-    def _costs(self, begin: int) -> Costs:
-        request = self.request
-        return Costs(request.shape, request.recipe, begin=begin, projector=request.projector)
+    def _costs(self, begin: int, experts: int = 0) -> Costs:
+        request, recipe = self.request, replace(self.request.recipe, n_cpu_moe=experts)
+        return Costs(request.shape, recipe, begin=begin, projector=request.projector)
 
     def _problem(self, usable: list[Budget], costs: Costs) -> tuple[SplitProblem, tuple[str, ...]]:
         budgets = tuple(b.budget_bytes - self._overhead(b) for b in usable)
@@ -262,6 +288,8 @@ class _Attempt:
         needed = sum(shortfall.needed_bytes for shortfall in shortfalls)
         available = sum(budget.budget_bytes for budget in usable)
         reason = f"it needs {format_bytes(needed)} and {format_bytes(available)} may be used"
+        if problem.costs.experts_of:
+            reason += f", with the experts of {problem.costs.experts_of} blocks in host RAM"
         if needed <= available:
             reason += ", but no layer boundary divides it so that every device's part fits"
         return Refusal(self.request.name, reason, shortfalls, warnings=self._warnings(problem.costs))
@@ -300,7 +328,7 @@ class _Attempt:
             estimated.append("compute")
         return Placement(
             model=self.request.name,
-            recipe=replace(self.request.recipe, n_gpu_layers=n_gpu_layers),
+            recipe=replace(self.request.recipe, n_gpu_layers=n_gpu_layers, n_cpu_moe=costs.experts_of),
             n_layers=self.request.shape.n_layers,
             n_gpu_layers=n_gpu_layers,
             shares=shares,
@@ -320,6 +348,8 @@ class _Attempt:
             )
         if costs.geometry.n_ctx != recipe.n_ctx:
             warnings.append(f"the engine rounds the context to {costs.geometry.n_ctx:,} tokens")
+        if isinstance(recipe.n_cpu_moe, int) and recipe.n_cpu_moe and not expert_blocks(shape):
+            warnings.append("n_cpu_moe has no effect: the model is no mixture of experts")
         if recipe.split_mode is SplitMode.ROW:
             warnings.append(f"it is planned on one GPU, since {_NO_ROWS}")
         if recipe.flash_attention is FlashAttention.AUTO and recipe.cache_type_v.quantised:

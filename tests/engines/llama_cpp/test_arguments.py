@@ -57,6 +57,14 @@ def test_weights_are_not_repacked_for_amx_where_blocks_stay_on_the_cpu(
     assert arguments_for(gpu_order(counts, n_layers), FACTS, 1).repack is repack
 
 
+def test_experts_in_host_ram_are_named_by_the_engines_own_pattern_and_computed_by_all_cores() -> None:
+    arguments = arguments_for(gpu_order((20, 13), n_cpu_moe=2), FACTS, 1)
+    assert arguments.host_tensors == r"blk\.(0|1)\.ffn_(up|down|gate|gate_up)_(ch|)exps"
+    assert (arguments.threads, arguments.repack) == (8, False)
+    assert arguments_for(gpu_order((33,)), FACTS, 1).host_tensors == ""
+    assert arguments_for(host_order(MODEL, n_cpu_moe=2), FACTS, 1).host_tensors == ""
+
+
 def test_without_amx_weights_are_repacked() -> None:
     assert arguments_for(host_order(MODEL), HostFacts(8, has_amx=False), 1).repack
 

@@ -1,3 +1,4 @@
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +105,20 @@ def test_a_current_server_is_told_everything_explicitly() -> None:
     assert value(argv, "--cors-origins") == "localhost"
     assert value(argv, "--verbosity") == "4"
     assert {"--no-kv-unified", "--reuse-port", "--metrics", "--slots", "--no-ui"} <= set(argv)
+
+
+def test_experts_stay_in_host_ram_by_the_flag_or_by_the_pattern_that_it_stands_for() -> None:
+    arguments = arguments_for(gpu_order((20, 13), n_cpu_moe=14), FACTS, 8123)
+    new = NEW + "-ncmoe, --n-cpu-moe N                   keep the experts of the first N layers\n"
+    assert value(of(new, arguments), "--n-cpu-moe") == "14"
+    older = NEW + "-ot, --override-tensor PATTERN=TYPE      override tensor buffer type\n"
+    pattern, _, where = value(of(older, arguments), "--override-tensor").partition("=")
+    assert where == "CPU"
+    assert re.search(pattern, "blk.13.ffn_gate_up_exps.weight")
+    assert not re.search(pattern, "blk.14.ffn_up_exps.weight")
+    assert not re.search(pattern, "blk.1.ffn_up_shexp.weight")
+    with pytest.raises(EngineMissing, match="does not know --override-tensor"):
+        of(OLD, arguments)
 
 
 def test_a_reranker_needs_a_server_that_can_rank() -> None:

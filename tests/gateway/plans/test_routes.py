@@ -154,6 +154,8 @@ async def test_a_file_that_cannot_be_read_is_the_askers_fault(folder: Path):
         ({"model": "llama-70b", "recipe": {"n_ctx": 2, "parallel": 4}}, 400, "--n-ctx 2 leaves no token"),
         ({"model": "llama-70b", "recipe": {"tensor_split": [1, 1, 1]}}, 400, "3 entries for 2 devices"),
         ({"model": "llama-70b", "recipe": {"n_gpu_layers": "some"}}, 422, "recipe.n_gpu_layers"),
+        ({"model": "llama-70b", "recipe": {"n_cpu_moe": "all"}}, 422, "recipe.n_cpu_moe"),
+        ({"model": "llama-70b", "recipe": {"n_cpu_moe": -1}}, 422, "recipe.n_cpu_moe"),
         ({"model": "llama-70b", "gpus": "24"}, 400, "has no unit"),
         ({"headers": ["nothing"]}, 404, "there is no header"),
     ],

@@ -9,7 +9,7 @@ from cotenant.config.configuration import ModelEntry
 from cotenant.domain.devices import Device, unclear_index
 from cotenant.domain.engine_kinds import EngineKind, PlanMethod
 from cotenant.domain.errors import BadSplit, UnknownDevice, UnknownModel
-from cotenant.domain.models import MOST_LAYERS, SplitPolicy
+from cotenant.domain.models import FEWEST_EXPERTS, MOST_LAYERS, SplitPolicy
 from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.domain.requests import RequestRules
 from cotenant.interfaces import EngineHost
@@ -88,7 +88,8 @@ def spec_of(
         return unclear_index(entry.gpus, devices) is not None
 
     may_move = bool(entry.gpus) and entry.gpus_fallback and recipe.engine is not EngineKind.OLLAMA
-    spread = recipe.n_gpu_layers == MOST_LAYERS or recipe.split_policy is not SplitPolicy.FILL
+    as_fits = recipe.n_gpu_layers == MOST_LAYERS or recipe.n_cpu_moe == FEWEST_EXPERTS
+    spread = as_fits or recipe.split_policy is not SplitPolicy.FILL
     return ModelSpec(
         entry.name,
         fit,

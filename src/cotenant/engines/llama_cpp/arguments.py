@@ -30,6 +30,7 @@ class LlamaArguments:
 
     `recipe` has the context, the batches and how the KV cache and the weights are kept; the layers, their
     split and its mode are below, as placed. Without `use_gpu` the engine uses no GPU that its build may see.
+    `host_tensors` is a pattern of tensors that stay in host RAM, empty for none.
     If `n_gpu_layers` is None, it fits the layers itself and keeps `fit_margins_mib` free on each device.
     `extra` comes last, as written.
     """
@@ -48,12 +49,18 @@ class LlamaArguments:
     fit: bool
     fit_margins_mib: tuple[int, ...]
     embedding: bool
+    host_tensors: str = ""
     rerank: bool = False
     projector_path: str | None = None
     host: str = LOOPBACK
     prompt_cache_mib: int = PROMPT_CACHE_MIB
     verbosity: int = BUFFER_LINES
     extra: tuple[str, ...] = ()
+
+
+def expert_pattern(blocks: int) -> str:
+    """Return the pattern of the tensors that `--n-cpu-moe` keeps in host RAM (`common/common.h`)."""
+    return rf"blk\.({'|'.join(map(str, range(blocks)))})\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 
 
 def arguments_for(order: EngineOrder, facts: HostFacts, port: int) -> LlamaArguments:
@@ -63,7 +70,8 @@ def arguments_for(order: EngineOrder, facts: HostFacts, port: int) -> LlamaArgum
     devices = visible_devices(order)
     use_gpu = bool(devices) and placement.n_gpu_layers > 0
     fit = placement.by_engine and use_gpu
-    blocks_on_host = not use_gpu or fit or placement.n_gpu_layers <= placement.n_layers
+    experts = int(recipe.n_cpu_moe) if use_gpu and not fit else 0
+    blocks_on_host = not use_gpu or fit or placement.n_gpu_layers <= placement.n_layers or experts > 0
     split = tuple(s.count for s in placement.used_shares if s.device.kind is not DeviceKind.HOST)
     split_mode = recipe.split_mode if fit or (use_gpu and len(devices) > 1) else SplitMode.NONE
     return LlamaArguments(
@@ -82,6 +90,7 @@ def arguments_for(order: EngineOrder, facts: HostFacts, port: int) -> LlamaArgum
         repack=not (facts.has_amx and blocks_on_host),
         fit=fit,
         fit_margins_mib=tuple(_margin_mib(share) for share in fit_shares(placement)) if fit else (),
+        host_tensors=expert_pattern(experts) if experts else "",
         embedding=order.kind is ModelKind.EMBEDDING,
         rerank=order.kind is ModelKind.RERANK,
         projector_path=None if order.projector_path is None else str(order.projector_path),

@@ -102,6 +102,13 @@ def _layers(arguments: LlamaArguments, flags: ServerFlags) -> Iterator[str]:
         yield from flags.required(("--split-mode", "-sm"), arguments.split_mode)
         if arguments.n_gpu_layers is not None:
             yield from flags.required(("--n-gpu-layers", "--gpu-layers", "-ngl"), arguments.n_gpu_layers)
+        if arguments.host_tensors:
+            # Older builds know only the pattern, which stands for the same tensors.
+            pattern = f"{arguments.host_tensors}=CPU"
+            yield from (
+                flags.optional(("--n-cpu-moe", "-ncmoe"), arguments.recipe.n_cpu_moe)
+                or flags.required(("--override-tensor", "-ot"), pattern)
+            )
         if arguments.tensor_split:
             split = ",".join(map(str, arguments.tensor_split))
             yield from flags.required(("--tensor-split", "-ts"), split)

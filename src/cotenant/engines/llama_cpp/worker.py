@@ -103,6 +103,8 @@ def _place(xlc: Any, params: Any, arguments: dict[str, Any]) -> None:
         return
     if arguments["n_gpu_layers"] is not None:
         params.n_gpu_layers = arguments["n_gpu_layers"]
+    if arguments["host_tensors"]:
+        params.tensor_buft_overrides = arguments["host_tensors"] + "=CPU"
     if arguments["tensor_split"]:
         split, length = arguments["tensor_split"], len(params.tensor_split)
         params.tensor_split = [*map(float, split), *[0.0] * (length - len(split))]

@@ -156,6 +156,7 @@ def _placement(placement: Placement, report: EngineReport | None) -> dict[str, A
     return {
         "n_layers": placement.n_layers,
         "n_gpu_layers": placement.n_gpu_layers,
+        "n_cpu_moe": placement.recipe.n_cpu_moe,
         "n_ctx": placement.recipe.n_ctx,
         "parallel": placement.recipe.parallel,
         "tensor_split": placement.tensor_split,

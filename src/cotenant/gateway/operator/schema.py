@@ -52,6 +52,7 @@ class PlacementResponse(BaseModel):
 
     n_layers: int
     n_gpu_layers: int
+    n_cpu_moe: int
     n_ctx: int
     parallel: int
     tensor_split: list[int]

@@ -4,16 +4,19 @@ from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field, create_model
 
-from cotenant.domain.models import ALL_LAYERS, MOST_LAYERS, ModelKind, Recipe
+from cotenant.domain.models import ALL_LAYERS, FEWEST_EXPERTS, MOST_LAYERS, ModelKind, Recipe
 from cotenant.domain.settings import Setting, settings_of
 from cotenant.gateway.http.bodies import RequestModel, ResponseModel, whole_number
+
+_WORDS: Final = {"layers": f"{ALL_LAYERS}|{MOST_LAYERS}", "expert_blocks": FEWEST_EXPERTS}
+"""What may stand in place of a number."""
 
 
 def _request_type(setting: Setting) -> Any:
     """Return the type of a recipe's field in a request."""
-    if setting.reads == "layers":
+    if words := _WORDS.get(setting.reads):
         number = Annotated[int, Field(ge=0, le=1 << 16), BeforeValidator(whole_number)]
-        return number | Annotated[str, Field(pattern=f"^({ALL_LAYERS}|{MOST_LAYERS})$")]
+        return number | Annotated[str, Field(pattern=f"^({words})$")]
     if setting.reads == "tensor_split":
         return Annotated[list[Annotated[float, Field(ge=0)]], Field(max_length=64)]
     if setting.type is int:
@@ -21,7 +24,10 @@ def _request_type(setting: Setting) -> Any:
     return setting.type
 
 
-_DESCRIPTIONS: Final = {"layers": "a number, with the output layer counted; auto: as many as fit; all"}
+_DESCRIPTIONS: Final = {
+    "layers": "a number, with the output layer counted; auto: as many as fit; all",
+    "expert_blocks": "a number of blocks, from the first; auto: the fewest with which the model fits",
+}
 _REQUESTED: Final[dict[str, Any]] = {
     each.name: (
         _request_type(each) | None,
@@ -138,6 +144,7 @@ class PlanResponse(ResponseModel):
     model: str
     n_layers: int
     n_gpu_layers: int
+    n_cpu_moe: int
     tensor_split: list[int]
     devices: list[PlannedDevice]
     host: PartsResponse | None
