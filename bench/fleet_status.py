@@ -41,8 +41,8 @@ from cotenant.gateway.telemetry.history import History
 from cotenant.gateway.telemetry.metrics import Metrics
 from cotenant.planning.ledger import DeviceReading
 from cotenant.scheduling import events, invariants
-from cotenant.scheduling.fragmentation import free_memory
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
+from cotenant.scheduling.queries.fragmentation import free_memory
 from cotenant.scheduling.scheduler import Scheduler
 from cotenant.scheduling.state import Outbox
 from cotenant.scheduling.transitions import became_ready, start

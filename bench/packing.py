@@ -24,8 +24,8 @@ from cotenant.domain.devices import DeviceId
 from cotenant.domain.placements import Placement, Refusal
 from cotenant.planning.fragmentation import measure
 from cotenant.planning.needs import Needs
-from cotenant.scheduling.fragmentation import free_memory
 from cotenant.scheduling.model_state import ModelState
+from cotenant.scheduling.queries.fragmentation import free_memory
 from cotenant.scheduling.room import Room
 from cotenant.scheduling.scheduler import Scheduler
 from cotenant.simulation.machine import Machine, card

@@ -104,6 +104,7 @@ _SIBLINGS: dict[str, dict[str, set[str]]] = {
         "openapi": {"http"},
     },
     "hardware": {"gpus": set(), "model_cache": {"gpus"}, "mps": set()},
+    "scheduling": {"queries": set()},
     "services": {"assign": set(), "compose": set()},
     "store": {"services": set(), "migrations": set()},
 }
@@ -127,6 +128,7 @@ _ENTRANCES: dict[str, set[str]] = {
         "manual",
         "status",
     },
+    "scheduling.queries": {"fragmentation", "warm_ranking"},
     "services.compose": {"command", "compose_files", "container_events", "importing", "orchestrator"},
 }
 _MAX_FILES = 25

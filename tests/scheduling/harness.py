@@ -10,14 +10,17 @@ from cotenant.domain.devices import Device, DeviceId, DeviceKind
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.models import Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal, Share
-from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, TicketId
+from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, ResidencyState, TicketId
 from cotenant.planning.compute_modes import Admission
 from cotenant.planning.device_needs import Fit
 from cotenant.planning.ledger import DeviceReading
 from cotenant.planning.single_device import place_without_memory
 from cotenant.scheduling import events, invariants
 from cotenant.scheduling.commands import (
+    AdoptEngine,
     Command,
+    DiscardEngine,
+    ForgetEngine,
     Grant,
     PublishDecision,
     Refuse,
@@ -85,6 +88,9 @@ class Bench:
     loading: dict[str, ResidencyId] = field(default_factory=dict)
     stopping: dict[str, ResidencyId] = field(default_factory=dict)
     story: list[Decision] = field(default_factory=list)
+    adopted: dict[str, ResidencyId] = field(default_factory=dict)
+    discarded: dict[str, str] = field(default_factory=dict)
+    forgotten: list[ResidencyId] = field(default_factory=list)
     wake_at: float | None = None
     tickets: int = 0
 
@@ -145,6 +151,17 @@ class Bench:
                         del self.loading[name]
                     # One that moves may have several engines that end.
                     self.stopping[name if name not in self.stopping else f"{name} #{residency}"] = residency
+                case AdoptEngine(residency, name, _, engine):
+                    self.adopted[engine] = residency
+                    if self.state.residencies[residency].state is ResidencyState.LOADING:
+                        self.loading[name] = residency
+                case DiscardEngine(engine, why):
+                    self.discarded[engine] = why
+                case ForgetEngine(residency):
+                    self.forgotten.append(residency)
+                    for ends in (self.loading, self.stopping):
+                        for name in [name for name, each in ends.items() if each == residency]:
+                            del ends[name]
                 case WakeAt(at):
                     self.wake_at = at
                 case PublishDecision(decision):

@@ -28,6 +28,7 @@ class DecisionKind(StrEnum):
     ADVISED = "advised"
     WARM = "warm"
     MOVE = "move"
+    NODE = "node"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,10 @@ class LoadProgress:
 
 @dataclass(frozen=True, slots=True)
 class OtherEngine:
-    """An engine of a model that moves, besides the one that serves: `successor` or `leaving`."""
+    """An engine of a model besides the one that serves: `successor`, `leaving`, or `suspended`.
+
+    A model that moves has the first two; the last one is on a node that does not answer.
+    """
 
     role: str
     state: str

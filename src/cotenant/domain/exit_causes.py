@@ -47,6 +47,7 @@ class Cause(StrEnum):
     LOAD_TIMEOUT = "load_timeout"
     DESCRIPTORS = "descriptors"
     HUNG = "hung"
+    NODE_LOST = "node_lost"
     UNKNOWN = "unknown"
 
 

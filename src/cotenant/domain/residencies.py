@@ -13,6 +13,8 @@ class ResidencyState(StrEnum):
 
     LOADING = "loading"
     READY = "ready"
+    SUSPENDED = "suspended"
+    """Its node does not answer: no lease is granted, and those that are out may end."""
     DRAINING = "draining"
     UNLOADING = "unloading"
     RECLAIMING = "reclaiming"

@@ -9,7 +9,6 @@ from typing import Final
 from cotenant.domain.devices import Device, DeviceId, DeviceKind, host_id
 from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.domain.residencies import ResidencyId
-from cotenant.domain.units import format_bytes
 from cotenant.planning.budgets import FREE_UNKNOWN
 from cotenant.planning.claims import Account, Claim
 from cotenant.planning.compute_modes import ANY_NUMBER, Admission
@@ -45,9 +44,10 @@ class Ledger:
     """The last Reading of every device, and all claims.
 
     `lost` are the last Readings of devices that were there and are not any more. `hosts` are the RAM of
-    machines with GPUs, by id: models claim it, and none is placed on it as a device. Nothing new is placed
-    on the `drained` ones (`drain`). What follows is kept by device, and computed anew only for devices whose
-    Reading or claims have changed. `changed` collects these devices for whoever empties it.
+    machines with GPUs, by id: models claim it, and none is placed on it as a device. Nothing new is placed on
+    the `drained` ones (`drain`), nor on nodes that are `silent`, each with the reason. What follows is kept
+    by device, and computed anew only for devices whose Reading or claims have changed. `changed` collects
+    these devices for whoever empties it.
     """
 
     def __init__(self, reserve_bytes: int = 0) -> None:
@@ -56,6 +56,7 @@ class Ledger:
         self.lost: dict[DeviceId, DeviceReading] = {}
         self.hosts: dict[DeviceId, DeviceReading] = {}
         self.drained: frozenset[DeviceId] = frozenset()
+        self.silent: dict[str | None, str] = {}
         self.claims: dict[ResidencyId, Claim] = {}
         self.changed: set[DeviceId] = set()
         self._accounts: dict[DeviceId, Account] = {}
@@ -75,10 +76,8 @@ class Ledger:
         host = next((r for r in readings if gpus and r.device.kind is DeviceKind.HOST), None)
         if host is not None:
             self.hosts[host_id(node)] = host
-        if before_host is None or host is None:
-            if before_host is not host:
-                self._touch(host_id(node))
-        elif self._differs(before_host, host):
+        new_or_gone = (before_host is None) is not (host is None)
+        if new_or_gone or (before_host and host and self._differs(before_host, host)):
             self._touch(host_id(node))
         now = gpus or {reading.device.id: reading for reading in readings}
         before = self._nodes.get(node, ())
@@ -107,6 +106,15 @@ class Ledger:
         for device in self.drained ^ devices:
             self._touch(device)
         self.drained = devices
+
+    def silence(self, node: str, why: str | None) -> None:
+        """Leave a node out of all plans for a reason, or with None no more; the claims there stay."""
+        if why is None:
+            self.silent.pop(node, None)
+        else:
+            self.silent[node] = why
+        for device in (*self.devices_of(node), host_id(node)):
+            self._touch(device)
 
     def claim(
         self, residency: ResidencyId, bytes_by_device: dict[DeviceId, int], *, grows: bool = False
@@ -214,6 +222,8 @@ class Ledger:
         """Return a placement if the RAM of its node has room for its part there once `freed` is free."""
         if isinstance(placement, Refusal):
             return placement
+        if placement.node in self.silent:
+            return Refusal(placement.model, self.silent[placement.node])
         return on_host(placement, self.host_budget(freed or {}, placement.node))
 
     def engines(self, device: DeviceId) -> int:
@@ -267,10 +277,13 @@ class Ledger:
         *,
         busy: bool = False,
         any_number: bool = False,
+        silent_too: bool = False,
     ) -> Budget:
-        """Return what may be planned on one device, as `budgets` does; `any_number` admits any engines."""
+        """Return one device's Budget; `any_number` admits any engines, `silent_too` nodes that are silent."""
         reading = self.readings[device]
         left_out = reading.left_out or (DRAINED if device in self.drained else None)
+        if not left_out and self.silent and not silent_too:
+            left_out = self.silent.get(reading.device.node)
         if not left_out and busy:
             left_out = "a load is under way there"
         elif not left_out and not any_number and self.engines_to_remove(device, leaving=leaving):
@@ -292,16 +305,6 @@ class Ledger:
             Budget(r.device, r.capacity_bytes, max(0, r.capacity_bytes - self.reserve_bytes)) for r in found
         ]
 
-    def obstacles(self) -> list[str]:
-        """Return which devices are lost, and what others hold of those that are there."""
-        found = [f"{reading.device.label} is lost" for reading in self.lost.values()]
-        found += [f"{self.readings[d].device.label} is drained" for d in self.readings if d in self.drained]
-        for device, reading in self.readings.items():
-            if held := self.foreign_bytes(device):
-                who = reading.holders or "not named by the driver"
-                found.append(f"other processes hold {format_bytes(held)} of {reading.device.label}: {who}")
-        return found
-
     def overcommitted(self) -> Iterator[tuple[DeviceId, int]]:
         """Yield devices where claims and others' use exceed capacity minus reserve, and the excess bytes."""
         self._refresh()
@@ -319,6 +322,7 @@ class Ledger:
         """Return a ledger of the same Readings and claims, with nothing computed before."""
         fresh = Ledger(self.reserve_bytes)
         fresh.drain(self.drained)
+        fresh.silent = dict(self.silent)
         for node, devices in self._nodes.items():
             host = self.hosts.get(host_id(node))
             fresh.read((*(self.readings[device] for device in devices), *((host,) if host else ())), node)

@@ -1,6 +1,7 @@
 """Commands from the scheduler to the shell.
 
-Every StartEngine is followed by EngineReady or EngineExited; every StopEngine by EngineExited.
+Every StartEngine is followed by EngineReady or EngineExited, and every StopEngine by EngineExited, unless
+ForgetEngine comes before that.
 """
 
 from dataclasses import dataclass
@@ -56,6 +57,32 @@ class StopEngine:
 
 
 @dataclass(frozen=True, slots=True)
+class AdoptEngine:
+    """Take over a found engine for a residency; if it was not ready, EngineReady or EngineExited follows."""
+
+    residency: ResidencyId
+    model: str
+    placement: Placement
+    engine: str
+
+
+@dataclass(frozen=True, slots=True)
+class DiscardEngine:
+    """End a found engine, since `why`; nothing follows."""
+
+    engine: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetEngine:
+    """Leave an engine alone: its node is lost. Nothing follows; what it still sends to clients goes on."""
+
+    residency: ResidencyId
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class WakeAt:
     """Send TimerFired at this instant; it replaces the previous one."""
 
@@ -69,4 +96,14 @@ class PublishDecision:
     decision: Decision
 
 
-Command = Grant | Refuse | StartEngine | StopEngine | WakeAt | PublishDecision
+Command = (
+    Grant
+    | Refuse
+    | StartEngine
+    | StopEngine
+    | AdoptEngine
+    | DiscardEngine
+    | ForgetEngine
+    | WakeAt
+    | PublishDecision
+)

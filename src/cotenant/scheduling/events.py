@@ -97,6 +97,52 @@ class DevicesRead(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class NodeSilent(Event):
+    """A node has not answered for `silent_s`: nothing new goes there; its models may be loaded elsewhere."""
+
+    node: str
+    silent_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLost(Event):
+    """A node counts as gone, with its devices and all that ran there; `why` is a clause.
+
+    What its engines still send to clients is left alone. It may come back, and is missed unless `for_good`.
+    """
+
+    node: str
+    why: str
+    for_good: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NodeBack(Event):
+    """A node answers that was silent or lost, or for the first time.
+
+    What was not forgotten of it goes on. After a loss DevicesRead follows, and then EngineFound for each of
+    its engines.
+    """
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFound(Event):
+    """An engine runs that this scheduler has not started, or has forgotten; it is answered by one command.
+
+    That is AdoptEngine if its model can be served by it, and else DiscardEngine. `engine` is the shell's name
+    for it. It runs what would be started for `model` now on the devices of `placement`, which the ledger
+    knows; EngineReady or EngineExited follows if it is not `ready`.
+    """
+
+    engine: str
+    model: str
+    placement: Placement
+    ready: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class ModelsChanged(Event):
     """These models are served from now on; those in `replaced` must be reloaded to take effect."""
 

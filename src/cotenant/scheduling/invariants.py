@@ -7,9 +7,10 @@ from cotenant.domain.devices import DeviceId
 from cotenant.domain.residencies import ResidencyId, ResidencyState, UnloadReason
 from cotenant.planning.ledger import Ledger
 from cotenant.scheduling.model_state import ModelState
+from cotenant.scheduling.residency import Residency
 from cotenant.scheduling.state import State
 
-_SERVING = (ResidencyState.READY, ResidencyState.DRAINING)
+_SERVING = (ResidencyState.READY, ResidencyState.SUSPENDED, ResidencyState.DRAINING)
 _EVICTED = (UnloadReason.EVICTED, UnloadReason.OVERCOMMITTED)
 
 
@@ -79,6 +80,7 @@ def _claims_and_residencies_match(state: State) -> None:
         raise InvariantViolation("law 2: claims and residencies differ")
     for residency in state.residencies.values():
         model = state.models[residency.model]
+        _is_of_one_node(state, residency, model)
         if residency.id == model.residency:
             continue
         if residency.id not in model.others:
@@ -86,10 +88,26 @@ def _claims_and_residencies_match(state: State) -> None:
         _moves_in_one_step(state, residency.model, model)
 
 
+def _is_of_one_node(state: State, residency: Residency, model: ModelState) -> None:
+    """Check that a residency is on one machine, and serves only if that answers."""
+    name = f"{residency.model} #{residency.id}"
+    nodes = {share.device.node for share in residency.placement.used_shares}
+    if len(nodes) > 1:
+        raise InvariantViolation(f"law 2: {name} is on {len(nodes)} machines")
+    is_silent = residency.node in state.ledger.silent and not residency.guest
+    if is_silent and (residency.id in (model.residency, model.successor) or residency.idle):
+        raise InvariantViolation(f"law 2: {name} serves, and its node does not answer")
+    is_aside = residency.id in model.aside
+    if is_aside and not is_silent:
+        raise InvariantViolation(f"law 2: {name} is aside, and its node answers")
+    if residency.state is ResidencyState.SUSPENDED and not is_aside:
+        raise InvariantViolation(f"law 2: {name} is suspended, and its node answers")
+
+
 def _moves_in_one_step(state: State, name: str, model: ModelState) -> None:
     """Check that a model that moves is served, that its successor only loads, and that the rest ends."""
     serving, leaving = state.residency_of(model), [state.residencies[each] for each in model.leaving]
-    if {model.residency, model.successor} & model.leaving:
+    if {model.residency, model.successor} & (model.leaving | model.aside) or model.leaving & model.aside:
         raise InvariantViolation(f"law 2: {name} has a residency that serves and leaves")
     if model.successor is not None:
         if state.residencies[model.successor].state is not ResidencyState.LOADING:

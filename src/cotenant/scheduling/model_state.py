@@ -44,13 +44,14 @@ class Attempt:
 class ModelState:
     """A model, its waiting requests and its history.
 
-    `wanted` is why it is to be loaded though no request waits; empty if it is not. `wanted_later` is the
-    same for one that does not fit now, and is wanted again with the next Reading. `service_s` is how long its
+    `wanted` is why it is to be loaded though no request waits; empty if it is not. `wanted_later` is the same
+    for one that does not fit now, and is wanted again with the next Reading. `service_s` is how long its
     requests usually take, None before the first has ended. `needs` are by the spec's `fit`, or by where it
     goes instead; it uses only devices that are `allowed`, None for any. `tried` is the last try to place it,
-    None if it has to be tried. `evicted_for` is who needed its room last. `residency` serves
-    it. While it moves, `successor` loads elsewhere to take over, and those `leaving` have served or were to:
-    they end. A drained device moves it again at `move_again_at`.
+    None if it has to be tried. `evicted_for` is who needed its room last. `residency` serves it. While it
+    moves, `successor` loads elsewhere to take over, and those `leaving` have served or were to: they end.
+    Those `aside` are on nodes that do not answer: they may serve again. A drained device moves it again at
+    `move_again_at`.
     """
 
     spec: ModelSpec
@@ -63,6 +64,7 @@ class ModelState:
     residency: ResidencyId | None = None
     successor: ResidencyId | None = None
     leaving: set[ResidencyId] = field(default_factory=set)
+    aside: set[ResidencyId] = field(default_factory=set)
     move_failures: int = 0
     move_again_at: float = 0.0
     wanted: str = ""
@@ -107,7 +109,13 @@ class ModelState:
     @property
     def others(self) -> set[ResidencyId]:
         """Its residencies besides the one that serves it."""
-        return self.leaving if self.successor is None else {self.successor, *self.leaving}
+        others = self.leaving | self.aside if self.aside else self.leaving
+        return others if self.successor is None else {self.successor, *others}
+
+    @property
+    def may_serve(self) -> set[ResidencyId]:
+        """The one that serves it, and those that may once their nodes answer."""
+        return {*self.aside} if self.residency is None else {self.residency, *self.aside}
 
     @property
     def residencies(self) -> set[ResidencyId]:

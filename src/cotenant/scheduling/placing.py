@@ -12,6 +12,7 @@ from cotenant.domain.residencies import RefusalCode, ResidencyId, UnloadReason
 from cotenant.domain.units import format_count, format_duration
 from cotenant.planning.device_needs import DeviceNeeds, Fit
 from cotenant.planning.host_memory import placement_bytes
+from cotenant.planning.obstacles import obstacles
 from cotenant.scheduling.model_state import Attempt, ModelState, Reservation
 from cotenant.scheduling.requests import refuse
 from cotenant.scheduling.room import Room, never_fits, on_emptied_host
@@ -111,8 +112,9 @@ def choose_fits(state: State, models: Iterable[ModelState]) -> None:
     for model in models:
         spec, fit = model.spec, model.spec.fit
         if (spec.elsewhere is not None or spec.allows is not None) and present is None:
-            drained = state.ledger.drained
-            present = [each for each in state.ledger.whole() if each.device.id not in drained]
+            whole = state.ledger.whole()
+            drained, silent = state.ledger.drained, state.ledger.silent
+            present = [b for b in whole if b.device.id not in drained and b.device.node not in silent]
         if spec.elsewhere is not None and present is not None:
             elsewhere = spec.elsewhere([budget.device for budget in present])
             if elsewhere is not None and not isinstance(fit(present), Placement):
@@ -190,7 +192,7 @@ def _place(now: _Pass, model: ModelState, out: Outbox) -> None:
     else:
         tried = Attempt(state.step, math.inf, now.is_overdue(model), bool(state.ledger.hosts))
         model.tried = tried
-    crowded = not model.spec.guest and state.max_loaded_reached()
+    crowded = not model.spec.guest and state.max_loaded_reached(model)
     room, nodes = now.room(), _nodes_of(state, among)
     now_free = room.choose(model, nodes)
     if isinstance(now_free, Placement) and not (crowded and placement_bytes(now_free)):
@@ -219,7 +221,7 @@ def _place(now: _Pass, model: ModelState, out: Outbox) -> None:
         _refuse(state, model, reason, out)
     else:
         text = "waits for room: what is loaded is in use, pinned or likely to be used at once"
-        _publish_waiting(model, out, "; ".join((text, *state.ledger.full())))
+        _publish_waiting(model, out, "; ".join((text, *state.ledger.silent.values(), *state.ledger.full())))
 
 
 def _nodes_of(state: State, devices: Iterable[DeviceId] | None) -> list[tuple[DeviceId, ...]] | None:
@@ -324,7 +326,7 @@ def _refuse(state: State, model: ModelState, reason: str, out: Outbox) -> None:
     bare = on_emptied_host(state, model.spec.fit(state.ledger.whole(lost=True)), bare=True)
     again_s = None
     if isinstance(bare, Placement):
-        reason, again_s = "; ".join((reason, *state.ledger.obstacles())), _COME_BACK_S
+        reason, again_s = "; ".join((reason, *obstacles(state.ledger))), _COME_BACK_S
     text = f"{model.spec.name} does not fit: {reason}"
     if model.queue or model.last_failure != text:
         out.publish(DecisionKind.REFUSED, model.spec.name, f"does not fit: {reason}")

@@ -26,7 +26,7 @@ class Residency:
     `last_seen` is the last measurement of each card that shows memory of the engine, or else the one at its
     end. `pending_unload` is why it is unloaded once it is idle. `leases` are those that are out, with the
     instants of their grants. `moved_from` names the devices where its model was, if a move started it. A
-    `guest` is memory that is leased to a command.
+    `guest` is memory that is leased to a command. One that was `adopted` was not loaded by this scheduler.
     """
 
     id: ResidencyId
@@ -45,6 +45,7 @@ class Residency:
     pending_unload: tuple[UnloadReason, str] | None = None
     moved_from: str | None = None
     guest: bool = False
+    adopted: bool = False
 
     @property
     def in_flight(self) -> int:

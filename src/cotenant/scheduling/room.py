@@ -176,9 +176,12 @@ def _stays(state: State, residency: Residency) -> bool:
 
 
 def _emptied(state: State, device: DeviceId) -> Budget:
-    """Return a device's budget with pinned models alone; Readings do not count, since they lag behind."""
+    """Return a device's budget with pinned models alone; Readings do not count, since they lag behind.
+
+    A node that is silent may answer again soon, and then counts as the others.
+    """
     ledger = state.ledger
-    budget = ledger.budget(device, leaving=_leaving(state, device))
+    budget = ledger.budget(device, leaving=_leaving(state, device), silent_too=True)
     if budget.left_out is not None:
         return budget
     room = (

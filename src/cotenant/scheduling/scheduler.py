@@ -5,7 +5,7 @@ from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, Resid
 from cotenant.domain.units import format_duration
 from cotenant.planning.device_needs import DeviceNeeds
 from cotenant.planning.ledger import Ledger
-from cotenant.scheduling import events, guests, moves
+from cotenant.scheduling import events, guests, moves, nodes
 from cotenant.scheduling.advice import apply_advice, expire_advice
 from cotenant.scheduling.commands import Command, WakeAt
 from cotenant.scheduling.estimates import expire, wait_estimate
@@ -71,15 +71,27 @@ class Scheduler:
                     state.dequeue(state.tickets[event.ticket])
             case events.DevicesRead():
                 read_devices(state, event, out)
+            case events.NodeSilent():
+                nodes.silent(state, event, out)
+            case events.NodeLost():
+                nodes.lost(state, event, out)
+            case events.NodeBack():
+                nodes.back(state, event, out)
+            case events.EngineFound():
+                nodes.found(state, event, out)
             case events.TimerFired():
                 self._wake_at = None
                 release_returned(state, out)
             case events.EngineReady():
                 residency = state.residencies.get(event.residency)
                 if residency is not None and residency.state is ResidencyState.LOADING:
-                    became_ready(state, residency, out, event.placement)
-                    moves.finish(state, residency, out)
-                    dispatch(state, state.models[residency.model], out)
+                    model = state.models[residency.model]
+                    if residency.id in model.aside:
+                        nodes.became_ready_aside(state, residency, event.placement, out)
+                    else:
+                        became_ready(state, residency, out, event.placement)
+                        moves.finish(state, residency, out)
+                        dispatch(state, model, out)
             case events.EngineExited():
                 self._engine_exited(event, out)
             case events.ModelsChanged():
@@ -192,9 +204,9 @@ class Scheduler:
             moves.failed(self.state, residency, event.why, event.cause, out)
         if residency.id == model.successor:
             pass
-        elif residency.id in model.leaving:
+        elif residency.id in model.leaving or residency.id in model.aside:
             if residency.in_flight:
-                text, cause = f"the engine that it leaves has ended: {event.why}", event.cause.value
+                text, cause = f"an engine that it had has ended: {event.why}", event.cause.value
                 out.publish(DecisionKind.FAILED, residency.model, text, cause=cause)
         elif residency.state is ResidencyState.LOADING:
             self._failed(model, event, out)
@@ -247,11 +259,12 @@ class Scheduler:
             self._remove(name, out)
         for name in event.replaced & served.keys():
             moves.cancel_move(state, state.models[name], out, "its configuration changed")
-            residency = state.residency_of(state.models[name])
-            if residency is not None and not residency.gone:
-                state.want(state.models[name], "its configuration changed")
-                why = "unloaded: its configuration changed"
-                unload_when_idle(state, residency, out, UnloadReason.CHANGED, why)
+            model = state.models[name]
+            for residency in (state.residencies[each] for each in sorted(model.may_serve)):
+                if not residency.gone:
+                    state.want(model, "its configuration changed")
+                    why = "unloaded: its configuration changed"
+                    unload_when_idle(state, residency, out, UnloadReason.CHANGED, why)
 
     def _serve(self, name: str, spec: ModelSpec) -> None:
         known = self.state.models.get(name)
@@ -276,8 +289,9 @@ class Scheduler:
         if not model.residencies:
             self.state.forget_model(name)
             return
-        residency, why = self.state.residency_of(model), "unloaded: it is not served any more"
-        unload_when_idle(self.state, residency, out, UnloadReason.REMOVED, why)
+        why = "unloaded: it is not served any more"
+        for each in sorted(model.may_serve):
+            unload_when_idle(self.state, self.state.residencies[each], out, UnloadReason.REMOVED, why)
 
     def _pin_asked(self, event: events.PinAsked, out: Outbox) -> None:
         model = self.state.model(event.model)

@@ -252,21 +252,35 @@ class State:
         """Count the models that are loaded or loading, and those with a reservation.
 
         A reservation takes the places of its victims, also while they drain. A model that takes no memory,
-        since it is served elsewhere, does not count, nor does a guest, and one that moves counts once.
+        since it is served elsewhere, does not count, nor does a guest, and one that moves counts once, as
+        does one on a node that is silent.
         """
         loaded = {
             r.id
             for r in self.residencies.values()
-            if r.bytes_by_device and not (r.gone or r.guest) and self.models[r.model].residency == r.id
+            if r.bytes_by_device and not (r.gone or r.guest) and self._counts(r)
         }
         victims = {name: each.victims & loaded for name, each in self.reservations.items()}
         places = (max(name not in self.guests, len(each)) for name, each in victims.items())
         return len(loaded.difference(*victims.values())) + sum(places)
 
-    def max_loaded_reached(self) -> bool:
-        """Whether no further model may be loaded unless another one is unloaded."""
+    def _counts(self, residency: Residency) -> bool:
+        """Whether it is for this residency that its model counts as loaded."""
+        model = self.models[residency.model]
+        if model.residency is not None or not model.aside or residency.model in self.reservations:
+            return model.residency == residency.id
+        return residency.id == min(model.aside)
+
+    def max_loaded_reached(self, by: ModelState | None = None) -> bool:
+        """Whether no further model may be loaded unless another one is unloaded; `by` is the one to load.
+
+        One that counts as loaded on a node that is silent takes no second place.
+        """
         most = self.settings.max_loaded
-        return most is not None and self.loaded_count() >= most
+        if most is None:
+            return False
+        counts = by is not None and any(self._counts(self.residencies[each]) for each in by.aside)
+        return self.loaded_count() - counts >= most
 
     def loading_devices(self) -> set[DeviceId]:
         """Return the devices on which a model is loading."""

@@ -15,11 +15,12 @@ from cotenant.scheduling.model_state import ModelState
 from cotenant.scheduling.residency import LastSeen, Residency
 from cotenant.scheduling.state import Outbox, State
 
-LOADING, READY, DRAINING, UNLOADING, RECLAIMING = ResidencyState
+LOADING, READY, SUSPENDED, DRAINING, UNLOADING, RECLAIMING = ResidencyState
 
 ALLOWED: Final = {
-    LOADING: {READY, UNLOADING, RECLAIMING},
-    READY: {DRAINING, UNLOADING, RECLAIMING},
+    LOADING: {READY, SUSPENDED, UNLOADING, RECLAIMING},
+    READY: {SUSPENDED, DRAINING, UNLOADING, RECLAIMING},
+    SUSPENDED: {READY, DRAINING, UNLOADING, RECLAIMING},
     DRAINING: {READY, UNLOADING, RECLAIMING},
     UNLOADING: {RECLAIMING},
     RECLAIMING: set[ResidencyState](),
@@ -124,7 +125,9 @@ def became_ready(state: State, residency: Residency, out: Outbox, placement: Pla
         state.ledger.change(residency.id, placement_bytes(placement))
     model = state.models[residency.model]
     took_s = out.at - residency.since
-    model.load_s = took_s if model.loads == 1 else (1 - _LOAD_MEMORY) * model.load_s + _LOAD_MEMORY * took_s
+    if not residency.adopted:
+        usual_s = took_s if model.loads == 1 else model.load_s
+        model.load_s = (1 - _LOAD_MEMORY) * usual_s + _LOAD_MEMORY * took_s
     model.retry_at, model.last_failure, model.last_cause = 0.0, None, None
     model.wanted = ""
     model.last_used = out.at
@@ -174,7 +177,7 @@ def unload_when_idle(
     if not residency.in_flight:
         unload(state, residency, out, reason, why)
         return
-    if residency.state is READY:
+    if residency.state in (READY, SUSPENDED):
         enter(state, residency, DRAINING, out.at)
     if residency.pending_unload is None or residency.pending_unload[0] is not reason:
         residency.since = out.at
@@ -230,7 +233,7 @@ def reclaim(state: State, residency: Residency, out: Outbox) -> None:
         return
     waited_s = out.at - residency.ended_at
     missing = [device for device in residency.last_seen if not _seen_back(state, residency, device)]
-    if missing and waited_s < state.settings.reclaim_bound_s:
+    if missing and (waited_s < state.settings.reclaim_bound_s or residency.node in state.ledger.silent):
         return
     if missing:
         holders = "; ".join(filter(None, (state.ledger.readings[device].holders for device in missing)))
@@ -251,11 +254,19 @@ def reclaim(state: State, residency: Residency, out: Outbox) -> None:
         )
     if residency.unloading_at is not None:
         state.unload_s = out.at - residency.unloading_at
+    forget(state, residency)
+
+
+def forget(state: State, residency: Residency) -> None:
+    """Release the claim of a residency without leases, which is one of its model no more."""
     del state.residencies[residency.id]
     state.by_state[residency.state].remove(residency.id)
+    state.idle.pop(residency.id, None)
     state.ledger.release(residency.id)
     model = state.models[residency.model]
+    step_down(model, residency.id)
     model.leaving.discard(residency.id)
+    model.aside.discard(residency.id)
     if model.residency == residency.id:
         state.became_cold(model)
     if model.removed and not model.queue and not model.residencies:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cotenant.domain.devices import Device, DeviceId, DeviceKind, GpuProcess, Reading
+from cotenant.domain.errors import EngineDied
+from cotenant.domain.exit_causes import Cause
 from cotenant.domain.units import GIB
 from cotenant.planning.ledger import DeviceReading
-from cotenant.scheduling.events import DevicesRead
-from tests.daemon.core.test_loop import Host, Parts, fleet
+from cotenant.scheduling.events import DevicesRead, NodeLost, NodeSilent
+from tests.daemon.core.test_loop import Engine, Host, Parts, fleet
+from tests.support.waiting import until
 
 
 def read(daemon: Parts, node: str, *processes: GpuProcess) -> None:
@@ -49,4 +52,70 @@ async def test_readings_of_one_node_replace_no_others() -> None:
     assert daemon.loop.readings == {DeviceId("GPU-b"): before}
     daemon.loop.record_readings({before.device_id: replace(before, at=9.0)}, "b")
     assert daemon.loop.readings[before.device_id].at == 9.0
+    await daemon.loop.stop(0)
+
+
+async def test_an_engine_that_is_found_serves_at_once_and_is_stopped_with_the_daemon() -> None:
+    daemon, host = await on_two_nodes()
+    model = daemon.loop.scheduler.state.models["m0"]
+    placement = daemon.loop.scheduler.state.residency_of(model).placement
+    node = placement.node
+    daemon.loop.post(NodeLost(daemon.loop.clock.now(), node, "it was cut off"))
+    read(daemon, node)
+    engine, unwanted = Engine("m0", fails=False), Engine("m0", fails=False)
+    daemon.loop.offer_engine("its id", engine, "m0", placement, ready=True)
+    lease = daemon.router.try_lease("m0")
+    assert lease is not None
+    assert lease.endpoint is engine.endpoint
+    assert len(host.engines) == 2, "none was started"
+    daemon.loop.offer_engine("another", unwanted, "m0", placement, ready=True)
+    await until(unwanted.ended.is_set)
+    lease.release()
+    await daemon.loop.stop(1)
+    assert engine.ended.is_set()
+
+
+async def test_an_engine_that_is_found_while_it_loads_serves_once_it_is_ready() -> None:
+    daemon, _ = await on_two_nodes()
+    model = daemon.loop.scheduler.state.models["m0"]
+    placement = daemon.loop.scheduler.state.residency_of(model).placement
+    daemon.loop.post(NodeLost(daemon.loop.clock.now(), placement.node, "it was cut off"))
+    read(daemon, placement.node)
+    engine = Engine("m0", fails=False)
+    daemon.loop.offer_engine("its id", engine, "m0", placement, ready=False)
+    assert daemon.router.try_lease("m0") is None
+    engine.ready.set()
+    lease = await daemon.router.lease("m0")
+    assert lease.endpoint is engine.endpoint
+    engine.ended.set()
+    death = await lease.death(5)
+    assert death is None, "it was stopped on purpose"
+    lease.release()
+    await daemon.loop.stop(0)
+
+
+async def test_requests_on_a_lost_node_are_told_so_if_they_break_and_its_engine_is_left_alone() -> None:
+    daemon, host = await on_two_nodes()
+    lease = await daemon.router.lease("m0")
+    placement = daemon.loop.effects.running[daemon.loop.scheduler.state.models["m0"].residency].placement
+    daemon.loop.post(NodeLost(daemon.loop.clock.now(), placement.node, "it has not answered for 10 s"))
+    death = await lease.death(5)
+    assert isinstance(death, EngineDied)
+    assert death.cause is Cause.NODE_LOST
+    assert "has not answered for 10 s" in death.message
+    lease.release()
+    lost = host.engines[0]
+    assert not lost.graces, "nobody asks it to stop"
+    assert [*daemon.loop.effects.running] == [daemon.loop.scheduler.state.models["m1"].residency]
+    await daemon.loop.stop(0)
+    assert not lost.graces
+
+
+async def test_a_suspended_model_is_told_as_that() -> None:
+    daemon, _ = await on_two_nodes()
+    (status, _) = daemon.operator.statuses()
+    (node,) = {d.node for d in daemon.view.devices() if d.id in status.devices}
+    daemon.loop.post(NodeSilent(daemon.loop.clock.now(), node, 3.0))
+    assert daemon.operator.statuses()[0].state == "suspended"
+    assert daemon.operator.statuses()[0].others == ()
     await daemon.loop.stop(0)

@@ -39,7 +39,7 @@ class Running:
     """An engine that was started for a residency; `end` is set once it has ended.
 
     `post` takes the events about it, and `in_flight` counts its leases. `loaded_bytes` is how much of the
-    model was read when last seen.
+    model was read when last seen. One that is `forgotten` is left alone.
     """
 
     model: str
@@ -54,6 +54,7 @@ class Running:
     broken: str | None = None
     cuts_requests: bool = False
     loaded_bytes: LoadedBytes | None = None
+    forgotten: bool = False
 
     @property
     def ready_engine(self) -> Engine:
@@ -117,6 +118,49 @@ class Effects:
         running = Running(entry.name, placement, loop.create_future(), post, in_flight)
         self.running[residency] = running
         running.task = loop.create_task(self._run(residency, entry, running, host or self.host))
+
+    def adopt(
+        self,
+        residency: ResidencyId,
+        entry: ModelEntry,
+        placement: Placement,
+        post: Post,
+        in_flight: Callable[[], int],
+        engine: Engine,
+        *,
+        ready: bool,
+    ) -> None:
+        """Take over an engine that runs already.
+
+        EngineReady is posted unless it was `ready`, and EngineExited in any case.
+        """
+        loop = asyncio.get_running_loop()
+        running = Running(entry.name, placement, loop.create_future(), post, in_flight, engine)
+        if ready:
+            running.report = engine.report()
+            running.slot_reaper = AbandonedSlotReaper(engine, in_flight)
+        self.running[residency] = running
+        running.task = loop.create_task(self._run(residency, entry, running, self.host))
+
+    def discard(self, engine: Engine) -> None:
+        """End an engine that runs for nobody."""
+        self._stopping.start(engine.stop(0))
+
+    def forget(self, residency: ResidencyId, why: str) -> None:
+        """Leave an engine alone whose node is lost: no event follows.
+
+        Requests that it answers go on; those whose connection breaks are told `why`.
+        """
+        running = self.running.pop(residency, None)
+        if running is None or running.task is None:
+            return
+        running.forgotten = True
+        for listener in self.end_listeners:
+            listener(residency)
+        if running.slot_reaper is not None:
+            running.slot_reaper.close()
+        running.end.set_result(EngineEnd(f"{running.model} has ended: {why}", Cause.NODE_LOST))
+        asyncio.get_running_loop().call_soon(running.task.cancel)
 
     def stop(self, residency: ResidencyId, *, cuts_requests: bool = False, moved: bool = False) -> None:
         """End an engine; EngineExited is posted.
@@ -185,11 +229,12 @@ class Effects:
             end = EngineEnd(f"{entry.name} failed unexpectedly: {error}")
         finally:
             try:
-                if running.engine is not None:
+                if running.engine is not None and not running.forgotten:
                     await asyncio.shield(running.engine.stop(0))
             finally:
                 stopped = "was stopped" if running.slot_reaper else "was stopped while it was loading"
-                self._report_end(residency, running, end or EngineEnd(f"{entry.name} {stopped}"))
+                if not running.forgotten:
+                    self._report_end(residency, running, end or EngineEnd(f"{entry.name} {stopped}"))
 
     def _report_end(self, residency: ResidencyId, running: Running, end: EngineEnd) -> None:
         for listener in self.end_listeners:
@@ -209,6 +254,8 @@ class Effects:
         self, residency: ResidencyId, entry: ModelEntry, running: Running, host: EngineHost
     ) -> EngineEnd:
         """Load, serve, and return why it ended."""
+        if running.engine is not None:
+            return await self._serve(residency, running, running.placement, running.engine)
         carried_out = self.cpu_fallback(entry, running.placement)
         if isinstance(carried_out, Refusal):
             return EngineEnd(f"{entry.name} does not fit in host RAM: {carried_out.reason}")
@@ -227,7 +274,14 @@ class Effects:
             options=entry.options,
             planned_gpus=[device for device in planned if device.kind is not DeviceKind.HOST],
         )
-        engine = running.engine = await host.start(order)
+        running.engine = await host.start(order)
+        return await self._serve(residency, running, carried_out, running.engine)
+
+    async def _serve(
+        self, residency: ResidencyId, running: Running, carried_out: Placement, engine: Engine
+    ) -> EngineEnd:
+        if running.slot_reaper is not None:
+            return await engine.wait_exit()
         await engine.wait_ready(self.load_timeout_s)
         running.placement = carried_out
         running.report = engine.report()

@@ -7,8 +7,8 @@ from cotenant.daemon.core.effects import Running
 from cotenant.daemon.core.loop import Loop
 from cotenant.domain.devices import HOST_ID, Device, DeviceId
 from cotenant.domain.residencies import ResidencyId, ResidencyState
+from cotenant.scheduling.queries.warm_ranking import rank, warm_candidates
 from cotenant.scheduling.residency import Residency
-from cotenant.scheduling.warm_ranking import rank, warm_candidates
 
 
 class FleetView:

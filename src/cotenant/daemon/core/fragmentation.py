@@ -8,7 +8,7 @@ from cotenant.domain.fragmentation import Defragmentation, Fragmentation
 from cotenant.planning.defragment import PackingProblem, defragment
 from cotenant.planning.fragmentation import FreeMemory, measure
 from cotenant.planning.needs import Needs
-from cotenant.scheduling.fragmentation import free_memory, packing_problem, waiting_longest
+from cotenant.scheduling.queries.fragmentation import free_memory, packing_problem, waiting_longest
 from cotenant.scheduling.state import State
 
 _MAX_WAITING = 64

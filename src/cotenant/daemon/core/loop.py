@@ -26,12 +26,16 @@ from cotenant.domain.errors import (
     WaitTimeout,
 )
 from cotenant.domain.histograms import Histogram
+from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, TicketId
 from cotenant.domain.units import format_duration
-from cotenant.interfaces import Lease
+from cotenant.interfaces import Engine, Lease
 from cotenant.scheduling import events, invariants
 from cotenant.scheduling.commands import (
+    AdoptEngine,
     Command,
+    DiscardEngine,
+    ForgetEngine,
     Grant,
     PublishDecision,
     Refuse,
@@ -90,6 +94,7 @@ class Loop:
         self.decision_times: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(_BOUNDS_S))
         self._on_violation = on_violation
         self._waiting: dict[TicketId, asyncio.Future[Lease]] = {}
+        self._found: dict[str, tuple[Engine, bool]] = {}
         self._conditions: set[asyncio.Event] = set()
         self._memory_changed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -113,6 +118,16 @@ class Loop:
         self.served_since = {name: self.served_since.get(name, now) for name in self.fleet.entries}
         self.post(specs)
         self.feed.keep_only(self.fleet.entries.keys() | self.guests.keys())
+
+    def offer_engine(
+        self, name: str, engine: Engine, model: str, placement: Placement, *, ready: bool
+    ) -> None:
+        """Have an engine that runs already taken over, or ended; `name` is any that no other has.
+
+        It runs what would be started for the model now on the devices of `placement`, which were read.
+        """
+        self._found[name] = engine, ready
+        self.post(events.EngineFound(self.clock.now(), name, model, placement, ready))
 
     def record_readings(self, readings: Mapping[DeviceId, Reading], node: str | None = None) -> None:
         """Keep the last Readings of a node's devices for the status pages; DevicesRead is the scheduler's."""
@@ -138,6 +153,15 @@ class Loop:
                     entry = self.fleet.entries[name] if guest is None else guest.entry
                     host = None if guest is None else guest.host
                     self.effects.start(residency, entry, placement, self.post, in_flight, host)
+                case AdoptEngine(residency, name, placement, engine):
+                    in_flight, entry = partial(self._in_flight, residency), self.fleet.entries[name]
+                    found, ready = self._found.pop(engine)
+                    self.effects.adopt(residency, entry, placement, self.post, in_flight, found, ready=ready)
+                case DiscardEngine(engine, why):
+                    _LOG.info("engine ended that was found: engine=%s why=%s", engine, why)
+                    self.effects.discard(self._found.pop(engine)[0])
+                case ForgetEngine(residency, why):
+                    self.effects.forget(residency, why)
                 case StopEngine(residency, cuts_requests, moved):
                     self.effects.stop(residency, cuts_requests=cuts_requests, moved=moved)
                 case WakeAt(at):

@@ -26,7 +26,9 @@ def model_status(
     warm_bytes: int | None = None,
 ) -> ModelStatus:
     """Describe one model; `running` is its engine, if it has one."""
-    residency = state.residency_of(model)
+    residency = state.residency_of(model) or next(
+        (state.residencies[each] for each in sorted(model.aside)), None
+    )
     report = running.report if running else None
     idle_s = model.demand.idle_s(now)
     due = state.keep_alive_ends_at(residency) if residency else None
@@ -53,7 +55,11 @@ def model_status(
         load=_progress(model, residency, running, now) if residency else None,
         runtime=entry.recipe.engine,
         warm_bytes=warm_bytes,
-        others=tuple(_other(model, state.residencies[each]) for each in sorted(model.others)),
+        others=tuple(
+            _other(model, state.residencies[each])
+            for each in sorted(model.others)
+            if residency is None or each != residency.id
+        ),
     )
 
 
@@ -133,7 +139,8 @@ def served_model(
 
 
 def _other(model: ModelState, residency: Residency) -> OtherEngine:
-    role = "successor" if residency.id == model.successor else "leaving"
+    role = "suspended" if residency.id in model.aside else "leaving"
+    role = "successor" if residency.id == model.successor else role
     return OtherEngine(role, str(residency.state), _bytes_by_device(residency), residency.in_flight)
 
 

@@ -108,6 +108,11 @@ REMEDIES: Final[dict[Cause, str]] = {
         "The next request starts it again. If it happens again, look at `sudo dmesg | grep -i xid`, and try "
         "another engine build."
     ),
+    Cause.NODE_LOST: (
+        "Requests without an answer yet are asked again elsewhere. `cotenant nodes list` shows how long it "
+        "has been silent; its engines end by themselves when their lease is over, or are adopted when it is "
+        "back."
+    ),
     Cause.UNKNOWN: "",
 }
 """One entry per cause; a test checks that."""

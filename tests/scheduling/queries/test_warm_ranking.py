@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from cotenant.domain.units import GIB
 from cotenant.scheduling.events import LoadAsked, PinAsked
 from cotenant.scheduling.model_state import ModelState
-from cotenant.scheduling.warm_ranking import WarmCandidate, rank, warm_candidates
+from cotenant.scheduling.queries.warm_ranking import WarmCandidate, rank, warm_candidates
 from tests.scheduling.harness import Bench, card
 from tests.scheduling.harness import model as a_model
 

@@ -10,7 +10,7 @@ from cotenant.planning.fragmentation import measure
 from cotenant.planning.ledger import DeviceReading
 from cotenant.planning.needs import Needs
 from cotenant.scheduling import events
-from cotenant.scheduling.fragmentation import free_memory, packing_problem, waiting_longest
+from cotenant.scheduling.queries.fragmentation import free_memory, packing_problem, waiting_longest
 from tests.scheduling.harness import GB, Bench, card, fit_over, model
 
 
