@@ -145,6 +145,7 @@ def test_json_holds_every_fact_with_bytes_as_integers() -> None:
                 "uuid": "GPU-a",
                 "pci_bus_id": "0000:01:00.0",
                 "parent_uuid": None,
+                "unified": False,
                 "described": False,
                 "total_bytes": 24576 * MIB,
                 "used_bytes": 9000 * MIB,

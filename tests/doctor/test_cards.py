@@ -143,3 +143,12 @@ def test_amds_cards_are_not_taken_for_nvidias_though_their_ids_look_alike(tmp_pa
     host = replace(machine(tmp_path), inventory=lambda: Inventory(InventorySource.AMDSMI, (card,), {}))
     assert host.cards() == (card,)
     assert host.nvidia_cards() == ()
+
+
+def test_a_gpu_that_shares_host_ram_is_said_to(tmp_path: Path) -> None:
+    refuses = {"nvmlDeviceGetMemoryInfo": pynvml.NVMLError_NotSupported()}
+    host = machine(tmp_path, SickCard("GPU-a", "NVIDIA GB10", refuses=refuses))
+
+    (found,) = cards.readings(host)
+    assert found.level is Level.OK
+    assert "of host RAM, which it shares" in found.seen

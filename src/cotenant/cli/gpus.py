@@ -9,6 +9,7 @@ from cotenant.cli.client import Daemon, add_daemon_options
 from cotenant.cli.flags import add_device_options, read_inventory
 from cotenant.cli.move import register_drains
 from cotenant.cli.ps import fragmentation_lines, stranded_bytes
+from cotenant.cli.render import unified_lines
 from cotenant.cli.table import Column, attributes, cut_middle, print_result, table_lines
 from cotenant.domain.devices import ComputeMode, Device, DeviceOrder, Inventory, Reading, Sensors
 from cotenant.domain.errors import CotenantError
@@ -91,6 +92,7 @@ def as_text(
         for device in devices:
             total, free = device.total_bytes, inventory.reading(device).free_bytes
             yield f"  {device.label}: {format_mib(total)} MiB in all, {format_mib(free)} MiB available"
+    yield from unified_lines(devices)
     for device in devices:
         if stranded := stranded_bytes(fragmentation, device.id):
             mib = format_mib(stranded)
@@ -194,6 +196,7 @@ def _device_json(inventory: Inventory, device: Device) -> dict[str, Any]:
         "uuid": device.id,
         "pci_bus_id": device.pci_bus_id,
         "parent_uuid": device.parent_id,
+        "unified": device.unified,
         "described": device.described,
         "total_bytes": device.total_bytes,
         **attributes(reading, "used_bytes free_bytes"),

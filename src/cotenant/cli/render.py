@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cotenant.analysis.calibration import Comparison
-from cotenant.domain.devices import DeviceOrder, Inventory
+from cotenant.domain.devices import Device, DeviceOrder, Inventory
 from cotenant.domain.models import ModelShape, Parts, Projector, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal, Share
 from cotenant.domain.units import MIB, format_bytes, format_mib, printable
@@ -62,6 +62,14 @@ def recipe_line(recipe: Recipe, path: Path | None, projector: Projector | None) 
     ) + (f", projector {path.name} ({format_bytes(projector.weights)})" if path and projector else "")
 
 
+def unified_lines(devices: Sequence[Device]) -> Iterator[str]:
+    """Say of each GPU that shares host RAM what that means."""
+    for device in devices:
+        if device.unified:
+            kept = format_mib(device.system_bytes)
+            yield f"{device.label} shares host RAM: one pool; at least {kept} MiB stay with the system"
+
+
 def device_lines(inventory: Inventory, budgets: Sequence[Budget], order: DeviceOrder) -> Iterator[str]:
     """List the devices in planned order, with what is free and what may be planned."""
     yield f"Devices {_ORDERS[order]}:"
@@ -71,6 +79,7 @@ def device_lines(inventory: Inventory, budgets: Sequence[Budget], order: DeviceO
             f"left out: {budget.left_out}" if budget.left_out else f"budget {format_mib(budget.budget_bytes)}"
         )
         yield f"  {budget.device.label:<44} {free:>8} / {total:>8} MiB free, {use}"
+    yield from (f"  {line}" for line in unified_lines(inventory.devices))
     for problem in inventory.problems:
         yield f"  Problem: {problem}"
 

@@ -128,6 +128,7 @@ async def device_rows(
         "mps",
         "left_out",
         "drain",
+        "unified",
     ]
     rows = []
     for device in devices:

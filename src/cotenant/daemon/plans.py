@@ -72,7 +72,11 @@ class Plans:
         readings = {
             device.id: _without_ours(found, found.reading(device), status, ours)
             if not asked.beside_loaded
-            else _with_ours(found.reading(device), status, self._configuration().devices.rules)
+            else _with_ours(
+                found.reading(device),
+                status,
+                device.reserve(self._configuration().devices.rules.reserve_bytes),
+            )
             for device in found.devices
             if (status := statuses.get(device.id)) is not None
         }
@@ -185,8 +189,8 @@ def _without_ours(
     return replace(reading, free_bytes=free, processes=others)
 
 
-def _with_ours(reading: Reading, status: DeviceStatus, rules: BudgetRules) -> Reading:
+def _with_ours(reading: Reading, status: DeviceStatus, reserve_bytes: int) -> Reading:
     """Return what is free in addition to our models, as if those still loading had all of their memory."""
     if reading.free_bytes is None:
         return reading
-    return replace(reading, free_bytes=min(reading.free_bytes, status.plannable_bytes + rules.reserve_bytes))
+    return replace(reading, free_bytes=min(reading.free_bytes, status.plannable_bytes + reserve_bytes))

@@ -42,7 +42,9 @@ def readings(host: HostContext) -> Iterator[Observation]:
             )
         else:
             free, total = format_bytes(reading.free_bytes or 0), format_bytes(device.total_bytes or 0)
-            yield ok(f"{device.label}: {free} of {total} free")
+            kept = format_bytes(device.system_bytes)
+            shared = f" of host RAM, which it shares; {kept} stay with the system" if device.unified else ""
+            yield ok(f"{device.label}: {free} of {total} free{shared}")
 
 
 def compute_modes(host: HostContext) -> Iterator[Observation]:

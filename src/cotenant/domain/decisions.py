@@ -159,7 +159,7 @@ class DeviceStatus(Sensors):
     Its sensors are those of its Reading. It admits `max_engines` at once, None for any number, shared through
     MPS if `mps`; `left_out` says why it is not used.
     `drain` is `draining` while models leave it, then `drained`. `processes` are those of others, None if
-    unknown.
+    unknown. A `unified` GPU shares host RAM, of which its bytes are.
     """
 
     uuid: str
@@ -179,6 +179,7 @@ class DeviceStatus(Sensors):
     left_out: str | None = None
     drain: str | None = None
     processes: tuple[GpuProcess, ...] | None = None
+    unified: bool = False
 
     @property
     def used_bytes(self) -> int | None:

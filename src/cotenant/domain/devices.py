@@ -15,6 +15,7 @@ DeviceId = NewType("DeviceId", str)
 """The driver's UUID (`GPU-…`, `MIG-…`), or `host` for the RAM of this machine, `host@b` for node b's."""
 
 HOST_ID = DeviceId("host")
+_SYSTEM_PART: Final = 16
 _SHORTEST_UUID: Final = 5
 """Of several machines, what is shorter than `GPU-` and a digit is the name of one of them."""
 _BUS_ID = re.compile(r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])", re.IGNORECASE)
@@ -68,7 +69,8 @@ class Device:
     plans may use it, but no process of this machine can run on it. `node` is the machine that it is part of,
     None for this one if there are no others. `runtime_name` is its name in the vendor's
     runtime, a UUID or an index, if that is not the id; `render_node` is the number of its device
-    file under /dev/dri, if the runtime needs it.
+    file under /dev/dri, if the runtime needs it. A `unified` GPU has no memory of its own: its pool is host
+    RAM, which is no other device then.
     """
 
     id: DeviceId
@@ -86,6 +88,19 @@ class Device:
     runtime_name: str | None = None
     render_node: int | None = None
     slice_number: int | None = None
+    unified: bool = False
+
+    def reserve(self, configured_bytes: int) -> int:
+        """Return the bytes that stay free: those configured; of host RAM shared with a GPU, a share at least.
+
+        The operating system and every other program live there, too.
+        """
+        return max(configured_bytes, self.system_bytes)
+
+    @property
+    def system_bytes(self) -> int:
+        """What is never planned, since the operating system needs it: of a unified pool 1/16."""
+        return (self.total_bytes or 0) // _SYSTEM_PART if self.unified else 0
 
     @property
     def number(self) -> str:

@@ -197,7 +197,7 @@ def _smaller_reserve(fits: Fits, budgets: tuple[Budget, ...], rules: BudgetRules
     def attempt(steps: int) -> bool:
         reserve = steps * _RESERVE_STEP
         larger = [
-            replace(b, budget_bytes=max(0, b.free_bytes - reserve))
+            replace(b, budget_bytes=max(0, b.free_bytes - b.device.reserve(reserve)))
             if b.left_out is None and b.free_bytes is not None
             else b
             for b in budgets

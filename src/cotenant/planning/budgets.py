@@ -59,14 +59,19 @@ def budgets(inventory: Inventory, rules: BudgetRules) -> tuple[Budget, ...]:
         reading = inventory.reading(device)
         free = reading.free_bytes or 0
         left_out = why_left_out(device, reading, reading.processes or (), free, rules)
-        room = 0 if left_out else max(0, free - rules.reserve_bytes)
+        room = 0 if left_out else max(0, free - device.reserve(rules.reserve_bytes))
         found.append(Budget(device, reading.free_bytes, room, left_out))
     return tuple(found)
 
 
 def host_budget(inventory: Inventory, rules: BudgetRules) -> Budget | None:
-    """Return the Budget of host RAM on a machine with GPUs; None without GPUs, or if it is unknown."""
+    """Return the Budget of host RAM on a machine with GPUs; None without GPUs, or if it is unknown.
+
+    Where a GPU shares it, it is the GPU's.
+    """
     found = budgets(inventory.host, rules) if inventory.host is not None and inventory.has_gpus else ()
+    if not found:
+        found = tuple(budget for budget in budgets(inventory, rules) if budget.device.unified)
     return next((budget for budget in found if budget.free_bytes is not None), None)
 
 
@@ -87,13 +92,12 @@ def why_left_out(
     if reading.free_bytes is None:
         return reading.problem or FREE_UNKNOWN
     by_mode = left_out_by_mode(device, reading, tuple(others))
-    too_small = (
-        device.kind is not DeviceKind.HOST and most_bytes - rules.reserve_bytes < rules.min_budget_bytes
-    )
+    reserve_bytes = device.reserve(rules.reserve_bytes)
+    too_small = device.kind is not DeviceKind.HOST and most_bytes - reserve_bytes < rules.min_budget_bytes
     if by_mode is not None or not too_small:
         return by_mode
     return (
-        f"{format_bytes(max(0, most_bytes))} free less {format_bytes(rules.reserve_bytes)} of reserve "
+        f"{format_bytes(max(0, most_bytes))} free less {format_bytes(reserve_bytes)} of reserve "
         f"is under the minimum of {format_bytes(rules.min_budget_bytes)}"
     )
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from cotenant.domain.devices import DeviceId, host_id
+from cotenant.domain.models import Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal, Shortfall
 from cotenant.domain.units import format_bytes
 
@@ -10,11 +11,17 @@ from cotenant.domain.units import format_bytes
 def held_bytes(placement: Placement) -> int:
     """Return the host RAM that an engine holds: all of its part there, except weights that are mapped.
 
-    The kernel can take back pages of a mapped file, and reads them again when they are used.
+    The kernel can take back pages of a mapped file, and reads them again when they are used. On a GPU that
+    shares host RAM it is planned with the rest.
     """
-    parts = placement.host
-    mapped = placement.recipe.mmap and not placement.recipe.mlock
-    return parts.total - (parts.weights if mapped else 0)
+    if any(share.device.unified for share in placement.used_shares):
+        return 0
+    return unmapped_bytes(placement.host, placement.recipe)
+
+
+def unmapped_bytes(parts: Parts, recipe: Recipe) -> int:
+    """Return what of these bytes in host RAM the kernel cannot take back."""
+    return parts.total - (parts.weights if recipe.mmap and not recipe.mlock else 0)
 
 
 def placement_bytes(placement: Placement) -> dict[DeviceId, int]:
@@ -22,7 +29,8 @@ def placement_bytes(placement: Placement) -> dict[DeviceId, int]:
     taken = {share.device.id: share.parts.total for share in placement.used_shares}
     held = held_bytes(placement)
     if held:
-        host = host_id(placement.node)
+        unified = (share.device.id for share in placement.shares if share.device.unified)
+        host = next(unified, host_id(placement.node))
         taken[host] = taken.get(host, 0) + held
     return taken
 
@@ -41,6 +49,7 @@ def on_host(placement: Placement | Refusal, host: Budget | None) -> Placement | 
         # Every token reads experts: they are held where there is room, and not given back and read again.
         placement = replace(placement, recipe=replace(recipe, mmap=False))
     held, room = held_bytes(placement), host.budget_bytes
+    room -= sum(share.parts.total for share in placement.used_shares if share.device.id == host.device.id)
     if held > room:
         reason = f"it holds {format_bytes(held)} of host RAM and {format_bytes(room)} may be used"
         return Refusal(

@@ -44,10 +44,10 @@ class Ledger:
     """The last Reading of every device, and all claims.
 
     `lost` are the last Readings of devices that were there and are not any more. `hosts` are the RAM of
-    machines with GPUs, by id: models claim it, and none is placed on it as a device. Nothing new is placed on
-    the `drained` ones (`drain`), nor on nodes that are `silent`, each with the reason. What follows is kept
-    by device, and computed anew only for devices whose Reading or claims have changed. `changed` collects
-    these devices for whoever empties it.
+    machines with GPUs, by id: models claim it, and none is placed on it as a device; where a GPU shares it,
+    that GPU's Reading. Nothing new is placed on the `drained` ones (`drain`), nor on nodes that are `silent`,
+    each with the reason. What follows is kept by device, and computed anew only for devices whose Reading or
+    claims have changed. `changed` collects these devices for whoever empties it.
     """
 
     def __init__(self, reserve_bytes: int = 0) -> None:
@@ -73,7 +73,8 @@ class Ledger:
         """Record new Readings of all devices of a node, in planned order; return those that are gone."""
         gpus = {r.device.id: r for r in readings if r.device.kind is not DeviceKind.HOST}
         before_host = self.hosts.pop(host_id(node), None)
-        host = next((r for r in readings if gpus and r.device.kind is DeviceKind.HOST), None)
+        pools = (r for r in readings if r.device.kind is DeviceKind.HOST or r.device.unified)
+        host = next(pools, None) if gpus else None
         if host is not None:
             self.hosts[host_id(node)] = host
         new_or_gone = (before_host is None) is not (host is None)
@@ -196,7 +197,7 @@ class Ledger:
             return 0
         by_ledger = reading.capacity_bytes - self.foreign_bytes(device) - self.claimed_bytes(device)
         if not reading.live:
-            return by_ledger - self.reserve_bytes
+            return by_ledger - reading.device.reserve(self.reserve_bytes)
         account = self._accounts.get(device)
         unshown = sum(
             claim.bytes_by_device[device]
@@ -206,7 +207,7 @@ class Ledger:
         if account is not None and reading.free_bytes is not None:
             used = reading.capacity_bytes - reading.free_bytes
             unshown += account.growth(device, used, reading.engine_bytes)
-        return min(by_ledger, reading.free_bytes - unshown) - self.reserve_bytes
+        return min(by_ledger, reading.free_bytes - unshown) - reading.device.reserve(self.reserve_bytes)
 
     def host_budget(self, freed: Mapping[DeviceId, int], node: str | None) -> Budget | None:
         """Return what may be planned of a node's RAM besides GPUs once `freed` is free; None if unknown."""
@@ -301,9 +302,8 @@ class Ledger:
     def whole(self, *, lost: bool = False) -> list[Budget]:
         """Return what may be planned of all devices if nobody used them, with those that are `lost` too."""
         found = ((self.lost if lost else {}) | self.readings).values()
-        return [
-            Budget(r.device, r.capacity_bytes, max(0, r.capacity_bytes - self.reserve_bytes)) for r in found
-        ]
+        whole = ((reading.device, reading.capacity_bytes) for reading in found)
+        return [Budget(each, size, max(0, size - each.reserve(self.reserve_bytes))) for each, size in whole]
 
     def overcommitted(self) -> Iterator[tuple[DeviceId, int]]:
         """Yield devices where claims and others' use exceed capacity minus reserve, and the excess bytes."""
@@ -384,7 +384,7 @@ class Ledger:
             _keep_in(self._limited, device, most is not None)
             _keep_in(self._crowded, device, most is not None and self.engines(device) > most)
             used = self.claimed_bytes(device) + self.foreign_bytes(device)
-            over = used + self.reserve_bytes - reading.capacity_bytes
+            over = used + reading.device.reserve(self.reserve_bytes) - reading.capacity_bytes
             if reading.free_bytes is None or over <= 0:
                 self._over.pop(device, None)
             else:

@@ -23,6 +23,7 @@ from cotenant.domain.models import (
 from cotenant.domain.placements import MAX_DEVICES, Budget, Placement, Refusal, Share, Shortfall
 from cotenant.domain.units import format_bytes
 from cotenant.planning.budgets import BudgetRules, left_out_warnings, overhead_bytes
+from cotenant.planning.host_memory import unmapped_bytes
 from cotenant.planning.layer_split import SPLITS, Range, SplitProblem, fill, least_fraction, only
 from cotenant.planning.machines import place_on_a_machine
 from cotenant.planning.manual_split import llama_counts, manual_counts
@@ -135,6 +136,8 @@ def leave_to_engine(
     whole, most = costs.parts(0, costs.n_units, many=len(usable) > 1), {}
     for budget in usable:
         overhead = overhead_bytes(budget.device, rules, recipe.engine)
+        if budget.device.unified:
+            overhead += unmapped_bytes(within.host, recipe)
         part = min(1.0, (budget.budget_bytes - overhead) / whole.total)
         if part > 0:
             sizes = (int(part * size) for size in (whole.weights, whole.kv, whole.compute))
@@ -248,7 +251,7 @@ class _Attempt:
         return Costs(request.shape, recipe, begin=begin, projector=request.projector)
 
     def _problem(self, usable: list[Budget], costs: Costs) -> tuple[SplitProblem, tuple[str, ...]]:
-        budgets = tuple(b.budget_bytes - self._overhead(b) for b in usable)
+        budgets = tuple(b.budget_bytes - self._overhead(b, costs) for b in usable)
         bandwidths = tuple(float(b.device.bandwidth_bytes_per_s or 0) for b in usable)
         problem = SplitProblem(costs, budgets, bandwidths)
         unknown = ", ".join(b.device.label for b in usable if not b.device.bandwidth_bytes_per_s)
@@ -274,7 +277,9 @@ class _Attempt:
     def _refusal(self, usable: list[Budget], problem: SplitProblem) -> Refusal:
         if (mode := self.request.recipe.split_mode) is not SplitMode.LAYER:
             alone = problem.costs.total(problem.begin, problem.end, False)
-            single = [Shortfall(b.device, alone + self._overhead(b), b.budget_bytes) for b in usable]
+            single = [
+                Shortfall(b.device, alone + self._overhead(b, problem.costs), b.budget_bytes) for b in usable
+            ]
             least = min(single, key=lambda shortfall: shortfall.missing_bytes)
             rows = f", since {_NO_ROWS}" if mode is SplitMode.ROW else ""
             reason = (
@@ -314,11 +319,15 @@ class _Attempt:
             last=min(stop, n_layers) - 1 if holds_blocks else None,
             count=stop - start,
             has_output=stop == costs.n_units,
-            parts=costs.parts(start, stop, many=many, overhead_bytes=self._overhead(budget)),
+            parts=costs.parts(start, stop, many=many, overhead_bytes=self._overhead(budget, costs)),
         )
 
-    def _overhead(self, budget: Budget) -> int:
-        return overhead_bytes(budget.device, self.rules, self.request.recipe.engine)
+    def _overhead(self, budget: Budget, costs: Costs) -> int:
+        """Return what a device bears besides layers; of a unified one, all that stays in host RAM, too."""
+        own = overhead_bytes(budget.device, self.rules, self.request.recipe.engine)
+        if budget.device.unified:
+            own += unmapped_bytes(costs.host(many=False), self.request.recipe)
+        return own
 
     def _placement(
         self, costs: Costs, shares: tuple[Share, ...], n_gpu_layers: int, host: Parts

@@ -187,7 +187,7 @@ def _emptied(state: State, device: DeviceId) -> Budget:
     room = (
         ledger.readings[device].capacity_bytes - ledger.foreign_bytes(device) - _pinned_bytes(state, device)
     )
-    return replace(budget, budget_bytes=max(0, room - ledger.reserve_bytes))
+    return replace(budget, budget_bytes=max(0, room - budget.device.reserve(ledger.reserve_bytes)))
 
 
 def on_emptied_host(
@@ -199,8 +199,9 @@ def on_emptied_host(
     budget = state.ledger.host_budget({}, placement.node)
     if budget is None:
         return placement
-    host = host_id(placement.node)
-    room = state.ledger.hosts[host].capacity_bytes - state.ledger.reserve_bytes
+    reading = state.ledger.hosts[host_id(placement.node)]
+    host = reading.device.id
+    room = reading.capacity_bytes - reading.device.reserve(state.ledger.reserve_bytes)
     if not bare:
         room -= state.ledger.foreign_bytes(host) + _pinned_bytes(state, host)
     return on_host(placement, replace(budget, budget_bytes=max(0, room)))

@@ -117,7 +117,11 @@ def test_one_refused_query_leaves_one_fact_unknown_and_no_other_card_hidden(
     assert found.reading(found.devices[1]).free_bytes == (24576 - 1300) * MIB
     first = found.reading(found.devices[0])
     memory = (found.devices[0].total_bytes, first.used_bytes, first.free_bytes)
-    if query == "nvmlDeviceGetMemoryInfo":
+    if query == "nvmlDeviceGetMemoryInfo" and isinstance(error, pynvml.NVMLError_NotSupported):
+        # It shares host RAM.
+        assert found.devices[0].unified
+        assert None not in memory
+    elif query == "nvmlDeviceGetMemoryInfo":
         assert memory == (None, None, None)
         assert first.problem is not None
         assert "memory" in first.problem
@@ -150,14 +154,6 @@ def test_a_card_that_says_zero_bytes_in_all_is_unknown_and_not_empty() -> None:
 
     assert found.devices[0].total_bytes is None
     assert found.reading(found.devices[0]).free_bytes is None
-
-
-def test_a_gpu_that_shares_the_hosts_ram_is_unknown_with_the_reason() -> None:
-    refuses = {"nvmlDeviceGetMemoryInfo": pynvml.NVMLError_NotSupported()}
-    found = inventory(PaperCard("GPU-a", name="NVIDIA GB10", refuses=refuses))
-
-    problem = found.reading(found.devices[0]).problem
-    assert problem == "the driver does not report its memory, as for a GPU that shares the host's RAM"
 
 
 def test_processes_that_no_list_tells_are_unknown_and_not_none() -> None:

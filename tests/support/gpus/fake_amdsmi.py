@@ -58,6 +58,16 @@ class AmdSmiTemperatureMetric(IntEnum):
     CURRENT = 0
 
 
+class AmdSmiVramType(IntEnum):
+    """As the module's."""
+
+    UNKNOWN = 0
+    HBM2 = 2
+    DDR5 = 13
+    GDDR6 = 22
+    LPDDR5 = 31
+
+
 def process(pid: int, vram: int, name: str = "llama-server") -> dict[str, Any]:
     """Return what the module tells of a process."""
     return {
@@ -79,6 +89,9 @@ class AmdCard:
     name: str = "AMD Instinct MI210"
     total: int = 65520 * MIB
     used: int = 10 * MIB
+    gtt: int = 0
+    gtt_used: int = 0
+    vram_type: int = AmdSmiVramType.HBM2
     bdf: str = "0000:63:00.0"
     uuid: str = "11ff740f-0000-1000-8022-334455667788"
     bandwidth: int | str = 1638
@@ -94,6 +107,7 @@ class StandInAmdsmi:
 
     AmdSmiException = AmdSmiException
     AmdSmiMemoryType = AmdSmiMemoryType
+    AmdSmiVramType = AmdSmiVramType
     AmdSmiTemperatureType = AmdSmiTemperatureType
     AmdSmiTemperatureMetric = AmdSmiTemperatureMetric
     AmdSmiClkType = AmdSmiClkType
@@ -140,10 +154,10 @@ class StandInAmdsmi:
             raise self.refuses[name]
 
 
-def _of_vram(count: int, kind: AmdSmiMemoryType) -> int:
+def _of_kind(vram: int, gtt: int, kind: AmdSmiMemoryType) -> int:
     if not isinstance(kind, AmdSmiMemoryType):
         raise AmdSmiException(kind)
-    return count if kind is AmdSmiMemoryType.VRAM else 0
+    return {AmdSmiMemoryType.VRAM: vram, AmdSmiMemoryType.GTT: gtt}.get(kind, 0)
 
 
 ANSWERS: dict[str, Callable[..., Any]] = {
@@ -162,14 +176,14 @@ ANSWERS: dict[str, Callable[..., Any]] = {
         "target_graphics_version": "gfx90a",
         "num_compute_units": 104,
     },
-    "amdsmi_get_gpu_memory_total": lambda card, kind: _of_vram(card.total, kind),
-    "amdsmi_get_gpu_memory_usage": lambda card, kind: _of_vram(card.used, kind),
+    "amdsmi_get_gpu_memory_total": lambda card, kind: _of_kind(card.total, card.gtt, kind),
+    "amdsmi_get_gpu_memory_usage": lambda card, kind: _of_kind(card.used, card.gtt_used, kind),
     "amdsmi_get_gpu_vram_usage": lambda card: {
         "vram_total": card.total // MIB,
         "vram_used": card.used // MIB,
     },
     "amdsmi_get_gpu_vram_info": lambda card: {
-        "vram_type": 2,
+        "vram_type": card.vram_type,
         "vram_vendor": "SAMSUNG",
         "vram_size": card.total // MIB,
         "vram_bit_width": 4096,

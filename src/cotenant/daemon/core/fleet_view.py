@@ -55,7 +55,7 @@ class FleetView:
         """
         host = self._state.ledger.readings.get(HOST_ID) or self._state.ledger.hosts.get(HOST_ID)
         if host is not None and host.free_bytes is not None:
-            budget_bytes = min(budget_bytes, self._state.ledger.available_bytes(HOST_ID))
+            budget_bytes = min(budget_bytes, self._state.ledger.available_bytes(host.device.id))
         entries = self._loop.fleet.entries
         sizes = {name: sum(file.size for file in entry.signature) for name, entry in entries.items()}
         return rank(warm_candidates(self._state, sizes, self._loop.clock.now()), budget_bytes, kept)

@@ -96,6 +96,7 @@ def device_statuses(
             left_out=reading.left_out,
             drain=("draining" if ledger.holders(device) else "drained") if device in ledger.drained else None,
             processes=_others(seen, on_node[reading.device.node], reading.device.node),
+            unified=reading.device.unified,
             **{name: getattr(seen, name) for name in sensors},
         )
         for device, reading in ledger.readings.items()

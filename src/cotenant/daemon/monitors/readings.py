@@ -64,7 +64,8 @@ def _reading(
     if not live or capacity is None:
         # What is free while none of our engines runs is all that can be shared.
         capacity = free or 0
-    held = _held(reading.processes, engines) if live else None
+    # Of host RAM, the driver lists what processes use as a GPU's only: what all use is not theirs alone.
+    held = _held(reading.processes, engines) if live and not device.unified else None
     sleeping = sum(each.used_bytes or 0 for each in reading.processes or () if each.pid in asleep)
     ours = None if held is None else sum(held.values()) + sleeping
     if held is not None and ours is not None and free is not None:

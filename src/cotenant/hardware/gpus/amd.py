@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 
 _UNIQUE: Final = re.compile(r"GPU-[0-9a-fA-F]{8,}")
 """A UUID. ROCr names every card without a unique id `GPU-XX`."""
+_MODULES: Final = ("DDR", "LPDDR")
+"""The memory of a whole machine, which an APU has no other than."""
 _NO_LIBRARY: Final = (
     "this machine has AMD's compute device /dev/kfd but no usable `amdsmi`, so no GPU can be used: install "
     "ROCm's amd-smi-lib, and its Python package of the same version (`pip install amdsmi`)."
@@ -39,13 +41,20 @@ class AmdProbe:
     A machine without AMD's driver is not a problem. The session with the driver stays open between
     inventories, and is opened again after it failed.
 
-    Tests replace `library`, the module `amdsmi`, and `devices`, the folder `/dev`.
+    Tests replace `library`, the module `amdsmi`, `devices`, the folder `/dev`, and `host`.
     """
 
-    def __init__(self, clock: Clock, library: Any = None, *, devices: Path = Path("/dev")) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        library: Any = None,
+        *,
+        devices: Path = Path("/dev"),
+        host: HostProbe | None = None,
+    ) -> None:
         self._clock = clock
         self._library = library
-        self._host = HostProbe(clock)
+        self._host = host or HostProbe(clock)
         self._devices = devices
         self._open = False
 
@@ -135,8 +144,11 @@ class AmdProbe:
             if not uuid:
                 return None
             id_, runtime_name = DeviceId(f"AMD-{uuid}"), str(index)
+        vram = self._ask("amdsmi_get_gpu_vram_info", handle)
         total, used = self._memory(handle)
-        bandwidth = self._number(self._ask("amdsmi_get_gpu_vram_info", handle), "vram_max_bandwidth")
+        shared = self._shared_memory(handle, vram, total)
+        total, used = shared or (total, used)
+        bandwidth = self._number(vram, "vram_max_bandwidth")
         name = self._field(self._ask("amdsmi_get_gpu_asic_info", handle), "market_name")
         device = Device(
             id_,
@@ -149,6 +161,7 @@ class AmdProbe:
             vendor=Vendor.AMD,
             runtime_name=runtime_name,
             render_node=self._number(numbers, "drm_render"),
+            unified=shared is not None,
         )
         graphics = self._constant("AmdSmiClkType", "GFX")
         power = self._ask("amdsmi_get_power_info", handle)
@@ -176,6 +189,27 @@ class AmdProbe:
             if isinstance(value, int):
                 return value
         return None
+
+    def _shared_memory(self, handle: Any, vram: Any, carved_bytes: int | None) -> tuple[int, int] | None:
+        """Return total and used bytes of the host's RAM as an APU may map it (GTT); None for other cards.
+
+        Linux allocates there if that is more than what the firmware carved out, which is no RAM of the host.
+        """
+        number = self._number(vram, "vram_type")
+        names = getattr(self._library, "AmdSmiVramType", None)
+        kind = next((each.name for each in names or () if each.value == number), "")
+        if not kind.startswith(_MODULES):
+            return None
+        gtt = self._ask("amdsmi_get_gpu_memory_total", handle, self._constant("AmdSmiMemoryType", "GTT"))
+        host = self._host.memory()
+        if not isinstance(gtt, int) or gtt <= (carved_bytes or 0):
+            return None
+        if host.total_bytes is None or host.available_bytes is None:
+            return None
+        mapped = self._ask("amdsmi_get_gpu_memory_usage", handle, self._constant("AmdSmiMemoryType", "GTT"))
+        left = gtt - mapped if isinstance(mapped, int) else gtt
+        total = min(gtt, host.total_bytes)
+        return total, total - max(0, min(left, host.available_bytes, total))
 
     def _memory(self, handle: Any) -> tuple[int | None, int | None]:
         """Return total and used bytes, both or neither; the exact ones, else those in whole MiB."""

@@ -44,7 +44,11 @@ class MachineProbe:
 
 @dataclass(frozen=True, slots=True)
 class WithHostMemory:
-    """A probe that also measures host RAM if it finds GPUs."""
+    """A probe that also measures host RAM if it finds GPUs, unless a GPU shares it.
+
+    One such GPU stands for host RAM: it is one pool, and counts once. Next to cards with memory of their own
+    it is left out, as llama.cpp does.
+    """
 
     gpus: GpuProbe
     host: HostProbe
@@ -52,7 +56,20 @@ class WithHostMemory:
     def inventory(self) -> Inventory:
         """Measure every device now."""
         found = self.gpus.inventory()
-        return replace(found, host=self.host.inventory()) if found.has_gpus else found
+        if not found.has_gpus:
+            return found
+        kept = [device for device in found.devices if not device.unified] or found.devices[:1]
+        others = [device for device in found.devices if device not in kept]
+        problems = (
+            f"{each.label} shares host RAM and is left out: {kept[0].label} is used" for each in others
+        )
+        found = replace(
+            found,
+            devices=tuple(kept),
+            readings={device.id: found.reading(device) for device in kept},
+            problems=(*found.problems, *problems),
+        )
+        return found if kept[0].unified else replace(found, host=self.host.inventory())
 
 
 def probe(spec: str | None, clock: Clock) -> GpuProbe:

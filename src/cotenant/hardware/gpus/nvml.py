@@ -50,6 +50,7 @@ class _Memory:
     used: int | None = None
     free: int | None = None
     problem: str | None = None
+    unified: bool = False
 
 
 class NvmlProbe:
@@ -59,14 +60,21 @@ class NvmlProbe:
     The session with the driver stays open between inventories, since opening one can take a second per card
     if no other process uses the driver; it is opened again after the driver as a whole refused.
 
-    Tests replace `library`, the module `pynvml`, and `devices`, the folder `/dev`.
+    Tests replace `library`, the module `pynvml`, `devices`, the folder `/dev`, and `host`.
     """
 
-    def __init__(self, clock: Clock, library: Any = None, *, devices: Path = Path("/dev")) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        library: Any = None,
+        *,
+        devices: Path = Path("/dev"),
+        host: HostProbe | None = None,
+    ) -> None:
         self._clock = clock
         self._nvml = Nvml(library)
         self._ask = self._nvml.ask
-        self._host = HostProbe(clock)
+        self._host = host or HostProbe(clock)
         self._devices = devices
         self._open = False
 
@@ -164,6 +172,7 @@ class NvmlProbe:
             compute_capability=None if capability is None else tuple(capability),
             bandwidth_bytes_per_s=self._bandwidth(handle),
             vendor=Vendor.NVIDIA,
+            unified=memory.unified,
         )
 
     def _reading(self, handle: Any, device: Device, memory: _Memory, mode: ComputeMode | None) -> Reading:
@@ -191,9 +200,12 @@ class NvmlProbe:
         if info is None:
             info, error = self._nvml.attempt("DeviceGetMemoryInfo", handle)
         if isinstance(error, nvml.NVMLError_NotSupported):
-            return _Memory(
-                problem="the driver does not report its memory, as for a GPU that shares the host's RAM"
-            )
+            # As on GB10 and on Jetson, whose GPUs have no memory but the host's.
+            host = self._host.memory()
+            total, free = host.total_bytes, host.available_bytes
+            if total is None or free is None:
+                return _Memory(problem="it shares the host's RAM, whose size the kernel does not report")
+            return _Memory(total, total - free, free, unified=True)
         if info is None or info.total == 0:
             return _Memory(problem=f"the driver does not report its memory ({error or '0 bytes in all'})")
         # Drivers differ on whether `used` includes what they reserve; this value does not, as in nvidia-smi.

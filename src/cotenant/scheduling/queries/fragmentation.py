@@ -85,7 +85,8 @@ def _rooms(
         free = whole = 0
         if reading.left_out is None and reading.free_bytes is not None and device not in ledger.drained:
             free = ledger.available_bytes(device) + (freed or {}).get(device, 0)
-            whole = reading.capacity_bytes - ledger.foreign_bytes(device) - ledger.reserve_bytes
+            reserve = reading.device.reserve(ledger.reserve_bytes)
+            whole = reading.capacity_bytes - ledger.foreign_bytes(device) - reserve
         free = free if any_number else max(0, free)
         rooms.append(DeviceRoom(budget, free, max(free, whole), ledger.devices.kind(device)))
     return tuple(rooms)
