@@ -100,3 +100,22 @@ def test_sound_needs_memory_too_and_an_encoder_without_sizes_counts_none(tmp_pat
     specs = [TensorSpec("a.blk.0.ffn_up.weight", (32, 32), "F32")]
     for keys, compute in ((head | whisper, 4 * 1500 * (5120 + 3 * 1280)), (head, 0)):
         assert written(path, keys, specs) == Projector(4096, compute, 0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "takes"),
+    [
+        ({}, (True, True)),
+        ({"has_vision_encoder": True}, (True, False)),
+        ({"has_audio_encoder": True}, (False, True)),
+        ({"has_vision_encoder": True, "has_audio_encoder": True}, (True, True)),
+        ({"has_vision_encoder": False, "has_audio_encoder": True}, (False, True)),
+        ({"has_vision_encoder": "yes"}, (True, True)),
+    ],
+)
+def test_a_projector_says_what_it_encodes(
+    tmp_path: Path, keys: dict[str, Any], takes: tuple[bool, bool]
+) -> None:
+    head = {"general.architecture": "clip", **{f"clip.{key}": value for key, value in keys.items()}}
+    found = written(tmp_path / "mmproj.gguf", head, [TensorSpec("a.blk.0.ffn_up.weight", (32, 32), "F32")])
+    assert (found.images, found.sounds) == takes

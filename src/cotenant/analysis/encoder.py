@@ -43,7 +43,15 @@ def projector(hp: Hyperparameters) -> Projector:
     compute += _F32 * _AUDIO_POSITIONS * _width(hp, "audio")
     scores = patches**2 * _count(hp, "clip.vision.attention.head_count")
     scores += _AUDIO_POSITIONS**2 * _count(hp, "clip.audio.attention.head_count")
-    return Projector(sum(tensor.n_bytes for tensor in hp.header.tensors), compute, _F32 * scores)
+    images, sounds = (hp.header.metadata.get(f"clip.has_{each}_encoder") for each in ("vision", "audio"))
+    says = images is True or sounds is True
+    return Projector(
+        sum(tensor.n_bytes for tensor in hp.header.tensors),
+        compute,
+        _F32 * scores,
+        images=images is True or not says,
+        sounds=sounds is True or not says,
+    )
 
 
 def _width(hp: Hyperparameters, encoder: str) -> int:

@@ -239,11 +239,16 @@ class LayerShape:
 
 @dataclass(frozen=True, slots=True)
 class Projector:
-    """Bytes of an mmproj: weights, working memory for the largest image, more without flash attention."""
+    """Bytes of an mmproj: weights, working memory for the largest image, more without flash attention.
+
+    It encodes `images`, or `sounds`, or both, as one does whose file does not say.
+    """
 
     weights: int = 0
     compute: int = 0
     scores: int = 0
+    images: bool = True
+    sounds: bool = True
 
     def parts(self, recipe: Recipe) -> Parts:
         """Return what it takes of the device that holds it."""

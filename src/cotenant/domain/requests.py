@@ -70,8 +70,8 @@ class ModelFile:
 class ServedModel:
     """A model that clients may name; `created_at` is Unix seconds. Unknown is None.
 
-    `recipe` is how it runs when it is loaded; `vision` says that it takes images. Requests follow `rules`, or
-    those of the variant that they name.
+    `recipe` is how it runs when it is loaded; `vision` says that it takes images, `hearing` sounds. Requests
+    follow `rules`, or those of the variant that they name.
     """
 
     name: str
@@ -86,6 +86,7 @@ class ServedModel:
     recipe: Recipe | None = None
     file: ModelFile | None = None
     vision: bool = False
+    hearing: bool = False
     rules: RequestRules = NO_RULES
     variants: Mapping[str, RequestRules] = field(default_factory=dict)
 

@@ -8,11 +8,13 @@ from cotenant.domain.errors import BadRequest
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ModelFile, ServedModel
 from cotenant.gateway.inference.media import check_media
-from tests.gateway.harness import SlotRouter, post, serving
+from tests.gateway.harness import SlotRouter, fetch, post, serving
 from tests.gateway.stub import StubEngine
 
 FILE = ModelFile("/models/m.gguf", 4_000_000, "llama", 3_000_000, "Q4_K_M", 28, 131072)
 BLIND = ServedModel("blind", ModelKind.TEXT, created_at=1, file=FILE, state="cold")
+HEARING = ServedModel("hearing", ModelKind.TEXT, created_at=1, file=FILE, hearing=True)
+ELSEWHERE = ServedModel("elsewhere", ModelKind.TEXT, created_at=1)
 SEEING = ServedModel("seeing", ModelKind.TEXT, created_at=1, file=FILE, vision=True)
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
 DATA = f"data:image/png;base64,{PNG}"
@@ -26,8 +28,8 @@ def image(url: object) -> dict[str, object]:
     return chat({"type": "image_url", "image_url": {"url": url}})
 
 
-def check(request: dict[str, object], *hosts: str, ascii_only: bool = True) -> bool:
-    return check_media(request, json.dumps(request, ensure_ascii=ascii_only).encode(), hosts)
+def check(request: dict[str, object], *hosts: str, ascii_only: bool = True) -> set[str]:
+    return set(check_media(request, json.dumps(request, ensure_ascii=ascii_only).encode(), hosts))
 
 
 def forms(url: str) -> list[dict[str, object]]:
@@ -38,6 +40,8 @@ def forms(url: str) -> list[dict[str, object]]:
         chat({"image_url": {"url": url}}),
         chat({"type": "video_url", "video_url": {"url": url}}),
         chat({"type": "audio_url", "audio_url": {"url": url}}),
+        chat({"type": "input_video", "input_video": {"url": url}}),
+        chat({"type": "input_audio", "input_audio": {"data": url, "format": "wav"}}),
         chat({"type": "image", "image": url}),
         chat({"type": "image", "source": {"type": "url", "url": url}}),
         chat({"type": "document", "source": {"type": "url", "url": url}}),
@@ -158,3 +162,72 @@ async def test_the_gateway_asks_no_engine_to_fetch_unless_the_host_is_allowed():
         refused = await post(port, {"model": "seeing", **image("http://localhost:1/x")})
         assert (refused.status, engine.calls) == (400, [])
         assert (await post(port, {"model": "seeing", **image("http://images.example/x")})).status == 200
+
+
+@pytest.mark.parametrize(
+    ("modality", "parts"),
+    [
+        (
+            "image",
+            [
+                {"type": "image_url", "image_url": {"url": DATA}},
+                {"type": "input_image", "image_url": DATA},
+                {"type": "image", "source": {"type": "base64", "data": PNG}},
+            ],
+        ),
+        (
+            "audio",
+            [
+                {"type": "input_audio", "input_audio": {"data": PNG, "format": "wav"}},
+                {"type": "audio_url", "audio_url": {"url": DATA}},
+            ],
+        ),
+        (
+            "video",
+            [
+                {"type": "video_url", "video_url": {"url": DATA}},
+                {"type": "input_video", "input_video": {"data": PNG}},
+            ],
+        ),
+        (
+            "file",
+            [
+                {"type": "file", "file": {"file_data": DATA, "filename": "a.pdf"}},
+                {"type": "input_file", "file_data": DATA},
+                {"type": "document", "source": {"type": "base64", "data": PNG}},
+            ],
+        ),
+    ],
+)
+async def test_each_kind_of_part_is_refused_before_the_load_where_the_model_takes_none(modality, parts):
+    takes = {"image": "seeing", "video": "seeing", "audio": "hearing"}
+    words = {"image": "images", "audio": "audio", "video": "video", "file": "files"}
+    async with (
+        StubEngine() as engine,
+        serving(router := SlotRouter(engine.endpoint, models=(BLIND, SEEING, HEARING, ELSEWHERE))) as port,
+    ):
+        for part in parts:
+            assert check(chat({"type": "text", "text": "x"}, part)) == {modality}
+            for path in ("/v1/chat/completions", "/v1/messages", "/v1/responses"):
+                ask = {"input": chat(part)["messages"]} if path.endswith("responses") else chat(part)
+                for name in ("blind", "seeing", "hearing", "elsewhere"):
+                    asked = len(engine.calls)
+                    reply = await post(port, {"model": name, **ask}, path)
+                    passes = name in ("elsewhere", takes.get(modality))
+                    assert reply.status == (200 if passes else 400), (name, part)
+                    assert (len(engine.calls) > asked) == passes
+                    if not passes:
+                        assert f"{name} does not support {words[modality]}" in reply.error["message"]
+    assert not router.held
+
+
+async def test_lists_say_what_a_model_takes_besides_text():
+    async with serving(SlotRouter(None, models=(BLIND, SEEING, HEARING))) as port:
+        listed = (await fetch(port, "GET", "/v1/models")).json()["data"]
+        described = (await fetch(port, "GET", "/api/models/hearing")).json()
+    assert [each["meta"]["modalities"]["input"] for each in listed] == [
+        ["text"],
+        ["text", "image"],
+        ["text", "audio"],
+    ]
+    assert (described["vision"], described["hearing"]) == (False, True)

@@ -188,7 +188,7 @@ async def test_what_cannot_be_taken_is_refused(limits, headers, body, status, re
 @pytest.mark.parametrize(("hears", "status"), [(False, 400), (True, 200)])
 async def test_a_file_with_a_projector_may_hear(hears, status):
     file = ModelFile("/models/a.gguf", 1, "llama", 1, None, 1, None)
-    model = ServedModel("m", ModelKind.TEXT, created_at=1, file=file, vision=hears)
+    model = ServedModel("m", ModelKind.TEXT, created_at=1, file=file, vision=True, hearing=hears)
     async with StubEngine() as engine, serving(SlotRouter(engine.endpoint, models=(model,))) as port:
         assert (await fetch(port, "POST", PATH, form(("file", b"x")), **FORM)).status == status
 

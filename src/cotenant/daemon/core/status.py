@@ -9,6 +9,7 @@ from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.effects import Running
 from cotenant.domain.decisions import DeviceStatus, LoadProgress, ModelStatus, OtherEngine
 from cotenant.domain.devices import DeviceId, GpuProcess, Reading, Sensors
+from cotenant.domain.models import Projector
 from cotenant.domain.requests import ModelFile, ServedModel
 from cotenant.domain.residencies import ResidencyState
 from cotenant.planning.ledger import DeviceReading
@@ -109,6 +110,7 @@ def served_model(
 ) -> ServedModel:
     """Describe a model, and its placement if it is loaded."""
     shape = entry.shape
+    projector = None if entry.projector_path is None else entry.projector or Projector()
     return ServedModel(
         entry.name,
         shape.kind,
@@ -133,7 +135,8 @@ def served_model(
             shape.n_embd or None,
             shape.chat_template if entry.path.suffix.lower() == ".gguf" else None,
         ),
-        vision=entry.projector_path is not None,
+        vision=projector is not None and projector.images,
+        hearing=projector is not None and projector.sounds,
         rules=entry.rules,
         variants=entry.variants,
     )

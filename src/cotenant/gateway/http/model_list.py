@@ -111,7 +111,8 @@ def _modalities(model: ServedModel) -> dict[str, list[str]] | None:
     taken, given = _MODALITIES.get(model.kind, (None, None))
     if taken is None or given is None:
         return None
-    return {"input": [taken, "image"] if model.vision else [taken], "output": [given]}
+    more = [*(["image"] if model.vision else []), *(["audio"] if model.hearing else [])]
+    return {"input": [taken, *more], "output": [given]}
 
 
 def _takes_tools(model: ServedModel) -> bool | None:
@@ -146,6 +147,7 @@ def admin_model(model: ServedModel) -> dict[str, Any]:
         "recipe": model.recipe,
         "file": model.file,
         "vision": model.vision,
+        "hearing": model.hearing,
         "rules": model.rules,
         "variants": model.variants,
     }

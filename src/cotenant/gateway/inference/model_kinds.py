@@ -1,5 +1,7 @@
 """Checks that a model supports a path: an embedding model cannot chat, a chat model cannot rank."""
 
+from collections.abc import Collection
+
 from cotenant.domain.engine_kinds import ModelFormat
 from cotenant.domain.errors import WrongKind
 from cotenant.domain.models import ModelKind
@@ -16,6 +18,12 @@ _PURPOSES = {
     ModelKind.TRANSCRIPTION: ("transcription", TRANSCRIPTIONS),
     ModelKind.IMAGE: ("images", IMAGES),
 }
+_LACKING = {
+    "image": ("images", "Put its vision projector (mmproj) next to its file."),
+    "audio": ("audio", "Put a projector (mmproj) that encodes sounds next to its file."),
+    "video": ("video", "Put its vision projector (mmproj) next to its file."),
+    "file": ("files", "Send their text, or their pages as images."),
+}
 _STATED = frozenset({ModelKind.SPEECH, ModelKind.TRANSCRIPTION, ModelKind.IMAGE})
 """What only the operator can say of a model."""
 
@@ -31,17 +39,16 @@ class ModelKinds:
         self._router = router
         self._known: dict[str, frozenset[ModelKind]] = {}
 
-    def check(self, name: str, target: Target, *, has_media: bool) -> None:
-        """Check that a model supports a request, before it is loaded. Raises WrongKind."""
-        if has_media:
-            _check_media_support(find_model(name, self._router))
+    def check(self, name: str, target: Target, media: Collection[str]) -> None:
+        """Check that a model supports a request that has `media`, before it is loaded. Raises WrongKind."""
+        if media:
+            _check_media_support(find_model(name, self._router), media)
         known = self._known.get(name)
         if known is not None and not known.isdisjoint(target.kinds):
             return
         model = find_model(name, self._router)
         kind = model.kind
-        # The projector of a model that hears is one like any other; llama.cpp knows what it is.
-        hears = [ModelKind.TRANSCRIPTION] if model.vision else []
+        hears = [ModelKind.TRANSCRIPTION] if model.hearing else []
         self._known[name] = frozenset([kind, *hears] if is_read(model) or kind in _STATED else ModelKind)
         if self._known[name] & target.kinds:
             return
@@ -52,13 +59,15 @@ class ModelKinds:
         )
 
 
-def _check_media_support(model: ServedModel) -> None:
-    """Check that a model takes images. Raises WrongKind."""
-    if is_read(model) and not model.vision:
-        raise WrongKind(
-            f"{model.name} does not support images",
-            hint="Put its vision projector (mmproj) next to its file.",
-        )
+def _check_media_support(model: ServedModel, media: Collection[str]) -> None:
+    """Check that a model takes what a request has besides text. Raises WrongKind."""
+    if not is_read(model):
+        return
+    takes = {"image": model.vision, "video": model.vision, "audio": model.hearing}
+    for each in media:
+        if not takes.get(each):
+            what, hint = _LACKING[each]
+            raise WrongKind(f"{model.name} does not support {what}", hint=hint)
 
 
 def is_read(model: ServedModel) -> bool:

@@ -119,7 +119,7 @@ class Exchange:
             self._counters = proxy.counters.of(name)
             self._options = read_request_options(self._headers, request, proxy.key)
             check_bounds(request, body)
-            proxy.kinds.check(name, self._target, has_media=check_media(request, body, proxy.media_hosts))
+            proxy.kinds.check(name, self._target, check_media(request, body, proxy.media_hosts))
             proxy.suspects.check(name, self._target.path, body)
             self._reserved = proxy.admit(self._target, request, size, self._begun_at)
             self._name = name

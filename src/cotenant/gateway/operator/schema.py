@@ -82,6 +82,7 @@ class ServedResponse(BaseModel):
     recipe: ServedRecipeResponse | None
     file: ModelFile | None
     vision: bool
+    hearing: bool
     rules: RequestRules
     variants: dict[str, RequestRules]
 
