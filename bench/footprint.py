@@ -1,42 +1,19 @@
-"""What Cotenant itself costs: the time to start its command, the memory of its daemon."""
+"""What Cotenant itself costs: the memory of its daemon."""
 
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from bench.rows import Row, print_table
 from cotenant.demo_model import write_demo_model
 from cotenant.domain.units import MIB
 
-_REPEATS = 10
-_START_TARGET_S = 0.3
 _MEMORY_TARGET_MIB = 120
 
 
 def main() -> list[Row]:
-    return [_start(), _memory()]
-
-
-def _start() -> Row:
-    bare = min(_seconds(sys.executable, "-c", "pass") for _ in range(_REPEATS))
-    ours = min(_seconds(sys.executable, "-m", "cotenant.cli.main", "--help") for _ in range(_REPEATS))
-    return Row(
-        name="cotenant --help",
-        value=ours * 1000,
-        unit="ms",
-        baseline="python -c pass",
-        ratio=ours / bare,
-        target=f"< {_START_TARGET_S * 1000:.0f} ms",
-        met=ours < _START_TARGET_S,
-    )
-
-
-def _seconds(*command: str) -> float:
-    started = time.perf_counter()
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-    return time.perf_counter() - started
+    return [_memory()]
 
 
 def _memory() -> Row:

@@ -111,7 +111,7 @@ _SIBLINGS: dict[str, dict[str, set[str]]] = {
 # The files by which other rooms may reach into a sub-room; all else of it is its own.
 _ENTRANCES: dict[str, set[str]] = {
     "daemon.core": {"fleet", "inputs", "settings"},
-    "daemon.monitors": {"measured_footprints", "recorder"},
+    "daemon.monitors": {"measured_footprints", "ollama_models", "recorder"},
     "engines.launch": {"launchers", "orphans", "plan"},
     "engines.llama_cpp": {"builds", "install", "rehearsal"},
     "engines.ollama": {"client"},

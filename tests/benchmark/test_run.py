@@ -8,7 +8,7 @@ from cotenant.benchmark.results import Load, Report
 from cotenant.benchmark.run import NothingToMeasure, run_benchmark
 from cotenant.cli.bench import lines
 from cotenant.clock import Clock, ManualClock, SystemClock
-from cotenant.http.client import api_endpoint
+from cotenant.http.addresses import api_endpoint
 from tests.support.http.chat_site import ChatSite, running
 
 QUICK = Load(requests=2, prompt_tokens=20, max_tokens=6, timeout_s=60)

@@ -317,7 +317,7 @@ def test_models_of_an_ollama_daemon_are_listed_with_what_they_need(
 def test_an_ollama_daemon_that_does_not_answer_is_told_within_the_bound(
     capsys: pytest.CaptureFixture[str], models: Path, monkeypatch: pytest.MonkeyPatch, silent: bool
 ) -> None:
-    monkeypatch.setattr("cotenant.daemon.monitors.ollama_daemons.ASK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("cotenant.daemon.monitors.ollama_models.ASK_TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         if not silent:

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from cotenant.config import scalars
 from cotenant.config.configuration import Configuration
 from cotenant.config.environment import notes
+from cotenant.config.layers import find_configuration
 from cotenant.config.schema import Settings
-from cotenant.config.settings import check, find_configuration, read_configuration
+from cotenant.config.settings import check, read_configuration
 from cotenant.config.yaml_document import parse_document
 from cotenant.domain.devices import DeviceOrder
 from cotenant.domain.errors import BadSetting

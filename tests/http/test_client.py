@@ -12,12 +12,12 @@ from cotenant.domain.errors import UpstreamFailed
 from cotenant.gateway.inference.engine_connections import Pool
 from cotenant.http import blocking
 from cotenant.http import client as client_module
+from cotenant.http.addresses import api_endpoint
 from cotenant.http.client import (
     Exchange,
     Limits,
     Request,
     Response,
-    api_endpoint,
     describe,
     fetch,
     get_url,

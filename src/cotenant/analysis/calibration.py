@@ -1,6 +1,6 @@
 """Compares predicted with reported and measured bytes, and learns from the differences."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Final
@@ -10,9 +10,11 @@ from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import EngineReport, kind_of_build
 from cotenant.domain.models import Parts
 from cotenant.domain.placements import Placement, Share
-from cotenant.domain.records import FootprintRecord, LoadRecord, LoadTimes, ModelOnEngine, Warmth
+from cotenant.domain.records import FootprintRecord, LoadRecord, LoadTimes, ModelOnEngine, PastRuns, Warmth
 from cotenant.domain.units import GIB, MIB
 
+LEARNED_FROM: Final = 2_000
+"""How many of the newest footprints, and of the newest loads, `past_runs` is to be given."""
 LAST_RECORDS: Final = 20
 LEAST_SAMPLES: Final = 3
 LEAST_MARGIN_BYTES: Final = 32 * MIB
@@ -181,3 +183,15 @@ def _paired(shares: list[Share], report: EngineReport | None) -> Iterator[Compar
         if row is None and position < len(rows) and None in (bus_id, rows[position].pci_bus_id):
             row = rows[position]
         yield Comparison(share, share.parts, None if row is None else row.parts)
+
+
+def past_runs(
+    footprints: Sequence[FootprintRecord], loads: Sequence[LoadRecord], default_overhead_bytes: int
+) -> PastRuns:
+    """Return what loads of earlier runs teach; both are oldest first."""
+    return PastRuns(
+        learned_overheads(footprints, default_overhead_bytes),
+        seen_bytes(footprints),
+        estimate_errors(footprints),
+        expected_load_times(loads),
+    )

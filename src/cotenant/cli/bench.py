@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
 
     from cotenant.benchmark.results import Load
     from cotenant.benchmark.run import NothingToMeasure
-    from cotenant.http.client import api_endpoint, describe
+    from cotenant.http.addresses import api_endpoint
+    from cotenant.http.client import describe
 
     _check_plot(args.plot)
     load = Load(

@@ -37,22 +37,12 @@ def add_daemon_options(parser: argparse.ArgumentParser, *, again: bool = False) 
 
 def _configured() -> str:
     """Return the address at which `serve` would listen if it were started here."""
-    from cotenant.config.settings import check, find_configuration
+    from cotenant.config.layers import server_address
 
-    try:
-        path = find_configuration(None, os.environ)
-        if path is None and not any(map(os.environ.get, ("COTENANT_HOST", "COTENANT_PORT", "OLLAMA_HOST"))):
-            return _DEFAULT
-        from cotenant.config.yaml_document import read_document
-
-        document = None if path is None else read_document(path)
-        server = check(document, os.environ, {}).settings.server
-    except BadSetting:
-        # A daemon may run with what the file said before.
-        return _DEFAULT
-    given: str = server.host or "127.0.0.1"
+    given, port = server_address(os.environ)
+    given = given or "127.0.0.1"
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(given, given)  # noqa: S104
-    return f"http://{f'[{host}]' if ':' in host else host}:{server.port or 8080}"
+    return f"http://{f'[{host}]' if ':' in host else host}:{port or 8080}"
 
 
 def model_path(name: str, action: str = "") -> str:

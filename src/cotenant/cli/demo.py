@@ -80,7 +80,8 @@ def _asker(args: argparse.Namespace, *, random_weights: bool) -> Any:
 
 async def _ask(address: str, key: str | None) -> str:
     """Return the model's answer. Raises OSError, with the server's reason if it refuses."""
-    from cotenant.http.client import Limits, Request, api_endpoint, fetch
+    from cotenant.http.addresses import api_endpoint
+    from cotenant.http.client import Limits, Request, fetch
 
     payload = {"model": "local", "max_tokens": 48, "messages": [{"role": "user", "content": _PROMPT}]}
     request = Request(api_endpoint(address, key), "POST", "/v1/chat/completions", payload)

@@ -43,7 +43,8 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the findings. Returns 1 if there is a problem; warnings alone are not a failure."""
-    from cotenant.config.settings import find_configuration, read_configuration
+    from cotenant.config.layers import find_configuration
+    from cotenant.config.settings import read_configuration
     from cotenant.daemon.core.settings import state_dir
     from cotenant.doctor.findings import Level
     from cotenant.doctor.host_context import HostContext

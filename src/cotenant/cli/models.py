@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import os
 import sys
@@ -64,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the table, or with --check the errors of the configuration."""
     if args.check:
         return _check(args)
-    from cotenant.daemon.capacity import peak, with_ollama_models
+    from cotenant.daemon.capacity import peak
     from cotenant.daemon.past_runs import learned, planned_by
 
     configuration = _read(args)
@@ -72,7 +71,12 @@ def run(args: argparse.Namespace) -> int:
     configuration = learned(configuration, past)
     devices = configuration.devices
     inventory = read_inventory(argparse.Namespace(gpus=devices.gpus, devices=list(devices.use)))
-    configuration = asyncio.run(with_ollama_models(configuration, inventory.devices))
+    if configuration.ollama is not None:
+        import asyncio
+
+        from cotenant.daemon.monitors.ollama_models import with_ollama_models
+
+        configuration = asyncio.run(with_ollama_models(configuration, inventory.devices))
     configuration = replace(configuration, models=tuple(planned_by(m, past) for m in configuration.models))
     together = peak(configuration, inventory, use_fit_params=args.use_fit_params)
     models = {
@@ -130,7 +134,8 @@ def run_remove(args: argparse.Namespace) -> int:
 
 
 def _read(args: argparse.Namespace) -> Configuration:
-    from cotenant.config.settings import find_configuration, read_configuration
+    from cotenant.config.layers import find_configuration
+    from cotenant.config.settings import read_configuration
 
     path = find_configuration(args.config, os.environ)
     flags = {name: getattr(args, name) for name in ("gpus", "devices", "models_dir")}
@@ -182,22 +187,10 @@ def _absent_devices(configuration: Configuration) -> Iterator[str]:
 def read_past_runs(configuration: Configuration) -> PastRuns:
     """Return what the journal has of past runs; nothing if there is none. Raises StoreError."""
     from cotenant.daemon.core.settings import default_database
-    from cotenant.store.location import locate
-    from cotenant.store.store import SqlJournal
-    from cotenant.store.writer import Writer
+    from cotenant.store import past_runs
 
-    location = locate(configuration.database or default_database())
-    if location.path is not None and not location.path.is_file():
-        return PastRuns()
-
-    async def open_and_read() -> PastRuns:
-        journal = SqlJournal(Writer(location))
-        try:
-            return await journal.past_runs(configuration.devices.rules.overhead_bytes)
-        finally:
-            await journal.close()
-
-    return asyncio.run(open_and_read())
+    where = configuration.database or default_database()
+    return past_runs.read_past_runs(where, configuration.devices.rules.overhead_bytes)
 
 
 def _columns(past: PastRuns) -> Sequence[Column[ModelOutlook]]:

@@ -51,7 +51,8 @@ async def pull(
 
 
 def _models_dir(args: argparse.Namespace) -> Path:
-    from cotenant.config.settings import find_configuration, read_configuration
+    from cotenant.config.layers import find_configuration
+    from cotenant.config.settings import read_configuration
 
     if args.models_dir is not None:
         folder: Path = args.models_dir

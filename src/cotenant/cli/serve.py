@@ -114,8 +114,9 @@ def serve_model(args: argparse.Namespace, path: Path, after_ready: AfterReady | 
 
 def _serve_configuration(args: argparse.Namespace) -> None:
     """Serve every model of the configuration file, the environment and `--models-dir`."""
+    from cotenant.config.layers import find_configuration
     from cotenant.config.model_file_cache import Library
-    from cotenant.config.settings import find_configuration, read_configuration
+    from cotenant.config.settings import read_configuration
     from cotenant.config.watch import Change
     from cotenant.hardware.gpus.inventory import probe
 

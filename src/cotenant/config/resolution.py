@@ -42,7 +42,7 @@ from cotenant.domain.keys import ApiKey
 from cotenant.domain.models import ModelKind, Recipe, check_recipe, with_micro_batch
 from cotenant.domain.profiles import keep_alive_s, max_loaded, recipe_values
 from cotenant.domain.units import MIB
-from cotenant.http.client import api_endpoint
+from cotenant.http.addresses import api_endpoint
 from cotenant.planning.budgets import BudgetRules
 from cotenant.scheduling.model_spec import SchedulerSettings
 

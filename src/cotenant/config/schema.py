@@ -31,7 +31,7 @@ Command = Annotated[tuple[str, ...], scalars.command(everything="")]
 class Section(BaseModel):
     """A mapping with known keys; a key without a value counts as not given."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -61,6 +61,19 @@ def sections_in(annotation: Any) -> Iterator[type[Section]]:
 def optional(description: str, alias: str | None = None) -> Any:
     """Declare a setting that may be left out; `alias` is its key if that is not the field's name."""
     return Field(default=None, alias=alias, description=description)
+
+
+def _no_default(schema: dict[str, Any]) -> None:
+    del schema["default"]
+
+
+def of_defaults() -> Any:
+    """Declare a section that may be left out.
+
+    Its default is validated with the whole: built by its own class, that class would need a validator too,
+    which takes each command longer than all of the rest of the configuration.
+    """
+    return Field(default={}, validate_default=True, json_schema_extra=_no_default)
 
 
 def section_of(settings: Iterable[Setting]) -> Any:
@@ -141,7 +154,7 @@ class Timeouts(Section):
 class Defaults(RecipeSection, section_of(SECTIONS["defaults"])):  # type: ignore[misc]
     """Defaults for models that do not set a value themselves."""
 
-    timeouts: Timeouts = Field(default_factory=Timeouts)
+    timeouts: Timeouts = of_defaults()
 
 
 class Scheduling(section_of(SECTIONS["scheduling"])):  # type: ignore[misc]
@@ -321,13 +334,13 @@ class Settings(Section):
 
     model_config = ConfigDict(title="cotenant.yaml")
 
-    server: Server = Field(default_factory=Server)
-    devices: DevicesSection = Field(default_factory=DevicesSection)
-    defaults: Defaults = Field(default_factory=Defaults)
-    scheduling: Scheduling = Field(default_factory=Scheduling)
-    warm: Warm = Field(default_factory=Warm)
-    alerts: Alerts = Field(default_factory=Alerts)
-    advisor: Advisor = Field(default_factory=Advisor)
+    server: Server = of_defaults()
+    devices: DevicesSection = of_defaults()
+    defaults: Defaults = of_defaults()
+    scheduling: Scheduling = of_defaults()
+    warm: Warm = of_defaults()
+    alerts: Alerts = of_defaults()
+    advisor: Advisor = of_defaults()
     models_dir: PathText | None = optional("every GGUF in it is served; watched for changes")
     models: list[Model] = Field(default_factory=list)
     ollama: Ollama | None = optional("serve the models of an Ollama daemon")

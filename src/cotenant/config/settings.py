@@ -12,16 +12,13 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from cotenant.config.configuration import Configuration
-from cotenant.config.environment import from_environment, from_flags, from_ollama, notes
+from cotenant.config.environment import notes
 from cotenant.config.issues import CONFIG_ISSUE, KeyPath, nearest, shown
+from cotenant.config.layers import layered
 from cotenant.config.model_file_cache import Library
 from cotenant.config.resolution import resolve
 from cotenant.config.schema import CheckedSettings, Section, Settings, sections_in
-from cotenant.config.trusted_file import refuse_if_others_may_write
-from cotenant.config.variables import Issue, expanded
 from cotenant.config.yaml_document import EXAMPLE, Document, read_document
-from cotenant.domain.errors import BadSetting
-from cotenant.domain.requests import overlaid
 
 _EXPECTED: Final = {
     "model_type": "a mapping",
@@ -29,28 +26,6 @@ _EXPECTED: Final = {
     "dict_type": "a mapping",
     "list_type": "a list",
 }
-
-
-def find_configuration(given: Path | None, environment: Mapping[str, str]) -> Path | None:
-    """Return the file to read: `given`, $COTENANT_CONFIG, ./cotenant.yaml, or the one in ~/.config.
-
-    None if there is none. Raises BadSetting if `given` or $COTENANT_CONFIG does not exist, or if others may
-    write a file that neither of them names.
-    """
-    asked = given or environment.get("COTENANT_CONFIG")
-    if asked:
-        path = Path(os.path.expanduser(asked))
-        if not os.path.isfile(path):
-            raise BadSetting(
-                f"{path} does not exist or is not a file", hint="Check --config or COTENANT_CONFIG."
-            )
-        return path
-    home = environment.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    candidates = (Path("cotenant.yaml"), Path(home) / "cotenant" / "cotenant.yaml")
-    found = next((path for path in candidates if os.path.isfile(path)), None)
-    if found is not None:
-        refuse_if_others_may_write(found)
-    return found
 
 
 def read_configuration(
@@ -76,19 +51,9 @@ def check(
     document: Document | None, environment: Mapping[str, str], flags: Mapping[str, object]
 ) -> CheckedSettings:
     """Check every setting separately, and note all issues. Raises them if they are all that can be found."""
-    by_flag, flag_sources = from_flags(flags)
-    by_variable, variable_sources = from_environment(environment)
-    issues: list[Issue] = []
-    by_file: Mapping[str, Any] = {}
-    if document is not None:
-        # Flags are no text of a file: the shell has expanded them.
-        given = expanded(document.settings, environment, issues) if document.name else document.settings
-        # An empty section would hide the values of other sources.
-        by_file = {key: each for key, each in given.items() if each is not None}
-    by_ollama, ollama_sources = from_ollama(environment)
-    ollama_sources = {key: each for key, each in ollama_sources.items() if not _is_set(by_file, key)}
+    given = layered(document, environment, flags)
+    values, issues = given.values, given.issues
     faults: list[Any] = []
-    values = reduce(overlaid, [by_ollama, by_file, by_variable, by_flag])
     rest: Settings | None = None
     try:
         rest = Settings.model_validate(values)
@@ -96,7 +61,7 @@ def check(
         faults = error.errors(include_url=False)
         rest = _without(values, [fault["loc"] for fault in faults])
     settings = rest or Settings.model_construct()
-    checked = CheckedSettings(settings, document, {**ollama_sources, **variable_sources, **flag_sources})
+    checked = CheckedSettings(settings, document, given.sources)
     unread = {key for key, _, _ in issues}
     for issue in (*issues, *(_explained(fault) for fault in faults if fault["loc"] not in unread)):
         checked.report(*issue)
@@ -104,14 +69,6 @@ def check(
     if rest is None:
         checked.refuse()
     return checked
-
-
-def _is_set(settings: Any, key: KeyPath) -> bool:
-    for part in key:
-        if not isinstance(settings, Mapping) or part not in settings:
-            return False
-        settings = settings[part]
-    return True
 
 
 def _without(values: Mapping[str, Any], faulty: Sequence[KeyPath]) -> Settings | None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from cotenant.config.configuration import Configuration, ModelEntry
 from cotenant.daemon.core.fleet import spec_of
 from cotenant.daemon.core.settings import state_dir
-from cotenant.daemon.monitors.ollama_daemons import with_ollama_models as with_ollama_models
 from cotenant.daemon.monitors.readings import device_readings
 from cotenant.daemon.sharing.mps import MpsRules, Sharing
 from cotenant.domain.devices import DeviceKind, Inventory

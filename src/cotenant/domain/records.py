@@ -1,14 +1,18 @@
 """What is stored from one run of the daemon to the next."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from cotenant.domain.decisions import Decision
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.models import Parts
+
+if TYPE_CHECKING:
+    from cotenant.domain.decisions import Decision
 
 
 class ModelOnEngine(NamedTuple):

@@ -11,16 +11,16 @@ import json
 import os
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import urljoin
 
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.units import MIB
+from cotenant.http.addresses import endpoint_of, http_parts, is_plain
 from cotenant.http.connection import Connection, Header, ResponseBroken, client_context, tls_fault
 from cotenant.http.listeners import verify_listener
 
-_PORTS: Final = {"http": 80, "https": 443}
 _MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _JSON: Final = "application/json"
@@ -72,7 +72,7 @@ class Request:
     def encoded(self) -> tuple[bytes, bytes]:
         """Return the bytes of the head and of the body. Raises ValueError for an impossible path."""
         endpoint, target = self.endpoint, self.endpoint.target(self.path)
-        if not _is_plain(target):
+        if not is_plain(target):
             raise ValueError(f"{target!r} has characters that an address cannot have")
         body = b"" if self.payload is None else json.dumps(self.payload).encode()
         lines = [f"{self.method} {target} HTTP/1.1", f"Host: {endpoint.authority}", "Connection: close"]
@@ -205,26 +205,14 @@ async def tls_problem(endpoint: Endpoint, *, timeout_s: float) -> str | None:
 async def get_url(url: str, limits: Limits) -> Response:
     """GET a URL and follow redirects. Raises OSError, or ValueError if it is not an HTTP URL."""
     for _ in range(_MAX_REDIRECTS):
-        parts = _http_parts(url)
+        parts = http_parts(url)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        response = await fetch(Request(_endpoint(parts), "GET", path, accept="*/*"), limits)
+        response = await fetch(Request(endpoint_of(parts), "GET", path, accept="*/*"), limits)
         location = next((value for name, value in response.headers if name == b"location"), None)
         if response.status not in _REDIRECTS or location is None:
             return response
         url = urljoin(url, location.decode("latin-1"))
     raise ResponseBroken(f"the server redirects more than {_MAX_REDIRECTS} times")
-
-
-def api_endpoint(url: str, key: str | None = None) -> Endpoint:
-    """Read the address of an API. Raises ValueError."""
-    parts = _http_parts(url)
-    if parts.query or parts.fragment:
-        raise ValueError(f"{url!r} is not an address")
-    if not _is_plain(url):
-        raise ValueError(f"{url!r} has characters that an address cannot have")
-    if key is not None and not (key.isascii() and key.isprintable()):
-        raise ValueError("the API key has characters that a header cannot have")
-    return replace(Endpoint.at(parts), key=key)
 
 
 def describe(error: OSError) -> str:
@@ -249,18 +237,3 @@ async def _limit(problem: str, seconds: float | None, deadline: float | None) ->
         if not ends:
             raise
         raise TimeoutError(f"{problem} within {max(0.0, min(ends) - now):.3g} s") from None
-
-
-def _http_parts(url: str) -> SplitResult:
-    parts = urlsplit(url)
-    if parts.scheme not in _PORTS or not parts.hostname:
-        raise ValueError(f"{url!r} is not an address")
-    return parts
-
-
-def _endpoint(parts: SplitResult) -> Endpoint:
-    return Endpoint(parts.hostname or "", parts.port or _PORTS[parts.scheme], parts.scheme == "https")
-
-
-def _is_plain(target: str) -> bool:
-    return target.isascii() and target.isprintable() and " " not in target

@@ -7,6 +7,8 @@ from typing import Final
 
 from cotenant.domain.errors import BadSetting, StoreError
 
+APPLICATION_ID: Final = 0x436F5465
+"""`CoTe` in an SQLite file's header. One without it belongs to another program and is never written."""
 _POSTGRES: Final = ("postgresql+psycopg", "postgresql", "postgres")
 _HINT: Final = "Give a file, or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE."
 

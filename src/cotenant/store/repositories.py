@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 import sqlalchemy as sa
 
 from cotenant.domain.decisions import Decision, DecisionKind
-from cotenant.domain.models import Parts
-from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord, Record, Warmth
+from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord, Record
+from cotenant.store.record_rows import (
+    PARTS,
+    footprint_of,
+    footprint_row,
+    load_of,
+    load_row,
+)
 
 metadata: Final = sa.MetaData()
 
 Count = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 """Bytes and numbers. SQLite's integers have 64 bits under any name, and its keys must be INTEGER."""
-
-_PARTS: Final = ("weights", "kv", "compute", "overhead")
 
 footprints: Final = sa.Table(
     "footprints",
@@ -30,8 +34,8 @@ footprints: Final = sa.Table(
     sa.Column("device_id", sa.String, nullable=False),
     sa.Column("device_name", sa.String, nullable=False),
     sa.Column("engine", sa.String),
-    *(sa.Column(f"predicted_{part}_bytes", Count, nullable=False) for part in _PARTS),
-    *(sa.Column(f"reported_{part}_bytes", Count) for part in _PARTS),
+    *(sa.Column(f"predicted_{part}_bytes", Count, nullable=False) for part in PARTS),
+    *(sa.Column(f"reported_{part}_bytes", Count) for part in PARTS),
     sa.Column("measured_bytes", Count),
 )
 
@@ -61,35 +65,6 @@ decisions: Final = sa.Table(
 )
 
 
-def footprint_row(record: FootprintRecord) -> dict[str, Any]:
-    """Render a record for `footprints`."""
-    row = asdict(record)
-    for whose in ("predicted", "reported"):
-        parts = row.pop(whose) or {}
-        row |= {f"{whose}_{part}_bytes": parts.get(part) for part in _PARTS}
-    return row
-
-
-def footprint_of(row: sa.Row[Any]) -> FootprintRecord:
-    """Read a row of `footprints`."""
-    values = {**row._mapping}
-    del values["id"]
-    for whose in ("predicted", "reported"):
-        parts = {part: values.pop(f"{whose}_{part}_bytes") for part in _PARTS}
-        values[whose] = None if None in parts.values() else Parts(**parts)
-    return FootprintRecord(**values)
-
-
-def load_row(record: LoadRecord) -> dict[str, Any]:
-    """Render a record for `loads`."""
-    return {**asdict(record), "warmth": record.warmth.value}
-
-
-def load_of(row: sa.Row[Any]) -> LoadRecord:
-    """Read a row of `loads`."""
-    return LoadRecord(row.at, row.model, row.seconds, row.bytes, Warmth(row.warmth))
-
-
 def decision_row(record: DecisionRecord) -> dict[str, Any]:
     """Render a record for `decisions`."""
     decision = record.decision
@@ -105,12 +80,18 @@ def decision_row(record: DecisionRecord) -> dict[str, Any]:
     }
 
 
-def decision_of(row: sa.Row[Any]) -> DecisionRecord:
+def decision_of(row: Mapping[str, Any]) -> DecisionRecord:
     """Read a row of `decisions`."""
     decision = Decision(
-        row.number, row.scheduler_at, DecisionKind(row.kind), row.model, row.text, row.cause, row.facts
+        row["number"],
+        row["scheduler_at"],
+        DecisionKind(row["kind"]),
+        row["model"],
+        row["text"],
+        row["cause"],
+        row["facts"],
     )
-    return DecisionRecord(row.at, decision)
+    return DecisionRecord(row["at"], decision)
 
 
 R = TypeVar("R")
@@ -124,7 +105,7 @@ class Repository(Generic[R]):
     connection: sa.Connection
     table: sa.Table
     to_row: Callable[[R], dict[str, Any]]
-    from_row: Callable[[sa.Row[Any]], R]
+    from_row: Callable[[Mapping[str, Any]], R]
     kept: int = 10_000
 
     def add(self, records: Sequence[R]) -> None:
@@ -148,7 +129,7 @@ class Repository(Generic[R]):
         query = sa.select(self.table).order_by(self.table.c.id.desc()).limit(limit)
         if model is not None:
             query = query.where(self.table.c.model == model)
-        return [self.from_row(row) for row in self.connection.execute(query)][::-1]
+        return [self.from_row(row._asdict()) for row in self.connection.execute(query)][::-1]
 
 
 class Records:

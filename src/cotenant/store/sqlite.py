@@ -9,10 +9,9 @@ from typing import Any, Final
 from sqlalchemy import URL, Connection, Engine, StaticPool, create_engine, event
 
 from cotenant.domain.errors import StoreError
+from cotenant.store.location import APPLICATION_ID
 from cotenant.store.migrations import HEAD
 
-APPLICATION_ID: Final = 0x436F5465
-"""`CoTe` in the file's header. A database without it belongs to another program and is never written."""
 _DAMAGE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from cotenant.analysis.calibration import estimate_errors, expected_load_times, learned_overheads, seen_bytes
+from cotenant.analysis.calibration import LEARNED_FROM, past_runs
 from cotenant.domain.records import DecisionRecord, PastRuns, Record
 from cotenant.store.writer import Writer
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from cotenant.store.services.store import SqlServiceStore
 
 T = TypeVar("T")
-_LEARNED_FROM: Final = 2_000
 
 
 class SqlJournal:
@@ -34,14 +33,9 @@ class SqlJournal:
 
     async def past_runs(self, default_overhead_bytes: int) -> PastRuns:
         """Return what loads of earlier runs teach; `analysis.calibration` states the rules."""
-        footprints = await self._ask(lambda records: records.footprints.newest(_LEARNED_FROM))
-        loads = await self._ask(lambda records: records.loads.newest(_LEARNED_FROM))
-        return PastRuns(
-            learned_overheads(footprints, default_overhead_bytes),
-            seen_bytes(footprints),
-            estimate_errors(footprints),
-            expected_load_times(loads),
-        )
+        footprints = await self._ask(lambda records: records.footprints.newest(LEARNED_FROM))
+        loads = await self._ask(lambda records: records.loads.newest(LEARNED_FROM))
+        return past_runs(footprints, loads, default_overhead_bytes)
 
     async def decisions(self, model: str | None = None, limit: int = 100) -> Sequence[DecisionRecord]:
         """Return the last `limit` decisions, about one model or all, oldest first."""

@@ -18,7 +18,7 @@ from cotenant.domain.advisors import AdvisorMode, QuestionOutcome
 from cotenant.domain.decisions import DecisionKind, DeviceStatus, ModelStatus
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.units import MIB
-from cotenant.http.client import api_endpoint
+from cotenant.http.addresses import api_endpoint
 from tests.daemon.core.test_loop import Parts, fleet
 from tests.support.waiting import until
 

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from cotenant.atomic_files import write_durably
-from cotenant.config.settings import check, find_configuration
+from cotenant.config.layers import find_configuration
+from cotenant.config.settings import check
 from cotenant.config.yaml_document import parse_document
 from cotenant.domain.errors import BadSetting, ComposeFileError
 from cotenant.domain.units import MIB

@@ -194,7 +194,8 @@ def configuration_of(config: Path | None, models_dir: str | None, *, stated: boo
 
     Raises BadSetting.
     """
-    from cotenant.config.settings import find_configuration, read_configuration
+    from cotenant.config.layers import find_configuration
+    from cotenant.config.settings import read_configuration
 
     asked = config is not None or models_dir is not None or not stated
     path = find_configuration(config, os.environ) if asked else None

@@ -20,7 +20,8 @@ from cotenant.domain.decisions import Decision
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import UnknownModel
 from cotenant.domain.units import KIB, format_duration
-from cotenant.http.client import Limits, Request, api_endpoint, describe, fetch
+from cotenant.http.addresses import api_endpoint
+from cotenant.http.client import Limits, Request, describe, fetch
 from cotenant.scheduling.events import AdviceGiven
 
 _LOG = logging.getLogger("cotenant.advisor")

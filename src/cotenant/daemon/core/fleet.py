@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from cotenant.config.configuration import ModelEntry
 from cotenant.domain.devices import Device, unclear_index
@@ -11,12 +12,14 @@ from cotenant.domain.engine_kinds import EngineKind, PlanMethod
 from cotenant.domain.errors import BadSplit, UnknownDevice, UnknownModel
 from cotenant.domain.models import FEWEST_EXPERTS, MOST_LAYERS, SplitPolicy
 from cotenant.domain.placements import Budget, Placement, Refusal
-from cotenant.domain.requests import RequestRules
-from cotenant.interfaces import EngineHost
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.device_needs import Fit
 from cotenant.planning.planner import leave_to_engine, place
 from cotenant.scheduling.model_spec import ModelSpec
+
+if TYPE_CHECKING:
+    from cotenant.domain.requests import RequestRules
+    from cotenant.interfaces import EngineHost
 
 _LOAD_BYTES_PER_S = 1_000_000_000
 _LOAD_AT_LEAST_S = 1.0

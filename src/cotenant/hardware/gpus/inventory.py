@@ -1,8 +1,10 @@
 """The probe of the devices that Cotenant uses."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cotenant.clock import Clock
 from cotenant.domain.devices import Inventory
@@ -11,7 +13,9 @@ from cotenant.hardware.gpus.amd import AmdProbe
 from cotenant.hardware.gpus.described import DescribedProbe
 from cotenant.hardware.gpus.host import HostProbe
 from cotenant.hardware.gpus.nvml import NvmlProbe
-from cotenant.interfaces import GpuProbe
+
+if TYPE_CHECKING:
+    from cotenant.interfaces import GpuProbe
 
 PROBES: Final[Mapping[Vendor, Callable[[Clock], GpuProbe]]] = {
     Vendor.NVIDIA: NvmlProbe,

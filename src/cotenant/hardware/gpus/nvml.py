@@ -1,5 +1,6 @@
 """NVIDIA GPUs, through NVML (`nvidia-ml-py`)."""
 
+import ctypes
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -80,6 +81,8 @@ class NvmlProbe:
 
     def inventory(self) -> Inventory:
         """Measure every device now. Raises nothing: errors are among the problems."""
+        if not self._nvml.is_installed:
+            return self._host.inventory(self._without_library())
         nvml = self._nvml.library
         try:
             if not self._open:
@@ -111,8 +114,11 @@ class NvmlProbe:
     def _refused(self, error: Exception) -> tuple[str, ...]:
         kind = type(error).__name__
         if kind == "NVMLError_LibraryNotFound":
-            return (_NO_LIBRARY,) if (self._devices / "nvidiactl").exists() else ()
+            return self._without_library()
         return (_WHOLE_MACHINE.get(kind, f"NVIDIA's driver refuses: {error}."),)
+
+    def _without_library(self) -> tuple[str, ...]:
+        return (_NO_LIBRARY,) if (self._devices / "nvidiactl").exists() else ()
 
     def _card(self, index: int, problems: list[str]) -> Iterator[tuple[Device, Reading]]:
         nvml = self._nvml.library
@@ -249,8 +255,24 @@ class Nvml:
     """The module `pynvml` as `library`, or its replacement in tests."""
 
     def __init__(self, replacement: Any = None) -> None:
-        # Imported late: it takes 40 ms, which `--help` need not wait for.
-        self.library = import_module("pynvml") if replacement is None else replacement
+        self._library = replacement
+
+    @property
+    def library(self) -> Any:
+        """The module, imported when it is first used: that takes 40 ms."""
+        if self._library is None:
+            self._library = import_module("pynvml")
+        return self._library
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether this machine has NVIDIA's library; one without it need not import `pynvml` to know."""
+        if self._library is None:
+            try:
+                ctypes.CDLL("libnvidia-ml.so.1")
+            except OSError:
+                return False
+        return True
 
     def attempt(self, query: str, *arguments: Any) -> tuple[Any, Exception | None]:
         """Return the answer of the function `nvml<query>`, or None and why the driver refuses it."""
