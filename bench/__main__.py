@@ -4,6 +4,7 @@ import sys
 
 from bench import (
     assembly,
+    bodies,
     console,
     fleet,
     fleet_status,
@@ -33,6 +34,7 @@ _ALL = (
     footprint,
     header,
     assembly,
+    bodies,
     policies,
     residence,
     gateway,

@@ -49,6 +49,8 @@ _HALF: Final = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
     rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]"
 )
+_MODEL: Final = b'"model"'
+_NAME: Final = re.compile(rb'\s*:\s*("(?:[^"\\]|\\.)*")')
 _decoder: Final = json.JSONDecoder()
 _scan: Final[Callable[[str, int], tuple[Any, int]]] = _decoder.scan_once  # type: ignore[attr-defined]
 
@@ -68,13 +70,35 @@ def parse(body: bytes) -> dict[str, Any]:
     return request
 
 
-def encoded(request: Mapping[str, Any]) -> bytes:
-    """Encode a request, with U+FFFD in place of each half of a surrogate pair, which UTF-8 cannot hold."""
+def encoded(request: Mapping[str, Any] | str) -> bytes:
+    """Encode a request, or a text of one.
+
+    U+FFFD is in place of each half of a surrogate pair, which UTF-8 cannot hold.
+    """
     text = json.dumps(request, ensure_ascii=False)
     try:
         return text.encode()
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+def renamed(request: Mapping[str, Any], body: bytes, name: str) -> bytes:
+    """Return the body of a request with this name of its model, all else as the client wrote it.
+
+    Encoding a long conversation anew costs as much as the rest of the way to the engine. The name is replaced
+    where it stands if only one place can be it: `"model"` is there once, and no key spells it with escapes.
+    Else the body is encoded anew, as it is if the request names no model.
+    """
+    at = body.find(_MODEL)
+    after = at + len(_MODEL)
+    is_clear = isinstance(request.get("model"), str) and body.find(_MODEL, after) < 0
+    # Within a string, a quotation mark comes after a backslash; all letters of the key are \u006x.
+    if is_clear and body[at - 1 : at] != b"\\" and b"\\u006" not in body:
+        found = _NAME.match(body, after)
+        if found is not None:
+            start, end = found.span(1)
+            return b"".join((body[:start], encoded(name), body[end:]))
+    return encoded({**request, "model": name})
 
 
 def mended(body: bytes) -> bytes:
@@ -112,8 +136,9 @@ def addressed(
         name = router.resolve(asked)
     except UnknownModel:
         asked = served_name(asked, router)
-        request["model"] = name = router.resolve(asked)
-        body = encoded(request)
+        name = router.resolve(asked)
+        body = renamed(request, body, name)
+        request["model"] = name
     rules = router.rules(asked)
     if rules is None or target is None:
         return name, request, body
@@ -164,10 +189,13 @@ def engine_body(
         changes["model"] = endpoint.model
     if translated and traits and traits.counts_streams and request.get("stream"):
         changes["stream_options"] = {"include_usage": True}
-    if changes or "keep_alive" in request:
+    if "keep_alive" in request or len(changes) > ("model" in changes):
         request = {**request, **changes}
         request.pop("keep_alive", None)
         body = encoded(request)
+    elif changes:
+        body = renamed(request, body, changes["model"])
+        request = {**request, **changes}
     as_stream = stream_body(path, request, body) if traits and traits.outruns_clients else None
     return as_stream or body, as_stream is not None
 
