@@ -20,7 +20,15 @@ def test_what_the_engine_was_told_makes_it_load_anew(read: Reader, given: str) -
 
 @pytest.mark.parametrize(
     "given",
-    ["pinned: yes", "priority: 5", "keep_alive: 0", "aliases: [b]", "timeout: 1s", "preload: yes"],
+    [
+        "pinned: yes",
+        "priority: 5",
+        "keep_alive: 0",
+        "aliases: [b]",
+        "timeout: 1s",
+        "preload: yes",
+        "copies: 2",
+    ],
 )
 def test_rules_change_without_touching_the_engine(read: Reader, given: str) -> None:
     changes = diff(read(BEFORE % "pinned: no"), read(BEFORE % given))

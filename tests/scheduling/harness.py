@@ -143,8 +143,8 @@ class Bench:
                     assert ticket not in self.granted
                     assert ticket not in self.refused
                     self.refused[ticket] = command
-                case StartEngine(residency, name):
-                    self.loading[name] = residency
+                case StartEngine(residency):
+                    self.loading[self.state.residencies[residency].model] = residency
                 case StopEngine(residency):
                     name = self.state.residencies[residency].model
                     if self.loading.get(name) == residency:

@@ -10,7 +10,7 @@ from typing import Final
 
 from bench.workloads import spec_of
 
-from cotenant.domain.residencies import ResidencyState
+from cotenant.domain.residencies import Copies, ResidencyState
 from cotenant.scheduling import events
 from cotenant.scheduling.commands import Command, PublishDecision
 from cotenant.scheduling.model_spec import SchedulerSettings
@@ -96,12 +96,20 @@ class SeededWorld:
             raise ContractViolation(f"law 6: {client} waited {wait:.0f} s of {self.wait_bound_s:.0f} s")
 
 
-def seeded_world(seed: int, faults: Faults, *, requests: int = 50, feasible: bool = False) -> SeededWorld:
-    """Draw cards, models, requests and what befalls them; if `feasible`, all fit, as planned."""
+def seeded_world(
+    seed: int, faults: Faults, *, requests: int = 50, feasible: bool = False, copies: bool = False
+) -> SeededWorld:
+    """Draw cards, models, requests and what befalls them; if `feasible`, all fit, as planned.
+
+    With `copies`, models may have several, and how many changes: most are smaller, and have one slot.
+    """
     rng = Random(seed)
     cards = [card(index, rng.choice([12, 16, 24]) * _GB) for index in range(rng.choice([1, 2, 2, 3]))]
     smallest, largest = (sorted(c.total_bytes or 0 for c in cards)[i] for i in (0, -1))
     models = _models(rng, len(cards), smallest, largest, astray=faults != NO_FAULTS and not feasible)
+    copying = Random(f"copies {seed}") if copies else None
+    if copying is not None:
+        models = [replace(_scaled(m, copying.choice([0.3, 0.6, 1.0])), slots=1) for m in models]
     pinned = faults != NO_FAULTS and rng.random() < (0.5 if feasible else 0.2)
     if pinned and feasible:
         # The first is to stay loaded: it is small, and every other one fits next to it.
@@ -127,16 +135,15 @@ def seeded_world(seed: int, faults: Faults, *, requests: int = 50, feasible: boo
         read_every_s=_READ_EVERY_S,
     )
     keep_alive_s = rng.choice([None, 0.0, 15.0, 300.0])
-    world.begin(
-        [spec_of(m, keep_alive_s=keep_alive_s, pinned=pinned and not i) for i, m in enumerate(models)]
-    )
+    specs = [spec_of(m, keep_alive_s=keep_alive_s, pinned=pinned and not i) for i, m in enumerate(models)]
+    world.begin([replace(spec, copies=_copies(copying)) for spec in specs])
     mean_gap_s = math.exp(rng.uniform(math.log(0.1), math.log(5)))
     patience_s = rng.choice([30.0, 120.0]) if faults != NO_FAULTS else math.inf
     coming = _requests(rng, models, requests, mean_gap_s)
     world.expect(coming, patience_s)
     turns = _closed_loop_clients(world, Random(f"clients {seed}"), coming[-1].at, patience_s)
     if faults.trouble_every_s is not None:
-        _Trouble(world, rng, faults.trouble_every_s, requests * mean_gap_s).begin()
+        _Trouble(world, rng, faults.trouble_every_s, requests * mean_gap_s, copying).begin()
     return SeededWorld(seed, world, faults, wait_bound_s(models, settings, requests + turns), coming[-1].at)
 
 
@@ -199,6 +206,11 @@ class Mover:
     def undrain(self) -> None:
         """Have every card used again."""
         self._world.send(events.DrainsChanged(self._world.queue.now, frozenset()))
+
+
+def _copies(rng: Random | None) -> Copies:
+    most = 1 if rng is None else rng.choice([1, 2, 2, 3])
+    return Copies(most if rng is not None and rng.random() < 0.3 else 1, most)
 
 
 def _models(rng: Random, cards: int, smallest: int, largest: int, *, astray: bool) -> list[SimulatedModel]:
@@ -271,7 +283,10 @@ def wait_bound_s(models: Collection[SimulatedModel], settings: SchedulerSettings
 class _Trouble:
     """What befalls the cards, and what operators do, until an instant; then all is put right."""
 
-    def __init__(self, world: World, rng: Random, every_s: float, until: float) -> None:
+    def __init__(
+        self, world: World, rng: Random, every_s: float, until: float, copying: Random | None
+    ) -> None:
+        self._copying = copying
         self._world = world
         self._rng = rng
         self._every_s = every_s
@@ -344,4 +359,8 @@ class _Trouble:
         specs = [self._world.scheduler.state.models[name].spec for name in self._names]
         changed = self._rng.choice(self._names)
         specs = [replace(s, keep_alive_s=20.0) if s.name == changed else s for s in specs]
-        self._world.send(events.ModelsChanged(now, tuple(specs), frozenset({changed})))
+        replaced = frozenset({changed})
+        if self._copying is not None and self._copying.random() < 0.7:
+            specs = [replace(s, copies=_copies(self._copying)) if s.name == changed else s for s in specs]
+            replaced = frozenset()
+        self._world.send(events.ModelsChanged(now, tuple(specs), replaced))

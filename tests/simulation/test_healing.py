@@ -37,15 +37,16 @@ class HealingWorld(SeededWorld):
     came_at: dict[Request, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, seed: int, *, moves: bool = False) -> "HealingWorld":
+    def of(cls, seed: int, *, moves: bool = False, copies: bool = False) -> "HealingWorld":
         """Draw a world whose faults end at the last of its requests, and more requests for all its models."""
-        healing = cls(**vars(seeded_world(seed, ALL_FAULTS, requests=100, feasible=True)))
+        seeded = seeded_world(seed, ALL_FAULTS, requests=100, feasible=True, copies=copies)
+        healing = cls(**vars(seeded))
         world, rng, healed_at = healing.world, Random(seed), healing.last_at_s
         for name, model in world.scheduler.state.models.items():
             if model.spec.pinned:
                 world.send(events.LoadAsked(0.0, name, "loaded at start"))
         # Nobody asks for a model that is to stay loaded.
-        names = [name for name, model in world.scheduler.state.models.items() if not model.spec.pinned]
+        names = [name for name in world.models if not world.scheduler.state.models[name].spec.pinned]
         later = [
             Request(healed_at + 1 + rng.uniform(0, _LATER_S), name, 100, 30)
             for name in names * _REQUESTS_EACH

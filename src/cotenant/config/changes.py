@@ -13,6 +13,7 @@ _RULES = {
     "keep_alive_s",
     "preload",
     "pinned",
+    "copies",
     "priority",
     "timeout_s",
     "answer_timeout_s",

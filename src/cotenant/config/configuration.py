@@ -16,6 +16,7 @@ from cotenant.domain.models import ModelKind, ModelShape, Projector, Recipe
 from cotenant.domain.profiles import Profile
 from cotenant.domain.records import ModelOnEngine
 from cotenant.domain.requests import NO_RULES, RequestRules, WaitProgress
+from cotenant.domain.residencies import ONE_COPY, Copies
 from cotenant.domain.settings import setting
 from cotenant.domain.units import MIB
 from cotenant.planning.budgets import BudgetRules
@@ -203,6 +204,14 @@ class ModelEntry:
     priority: int = setting(0, "higher is first", flag=None, least=-100, most=100)
     timeout_s: float = 600.0
     answer_timeout_s: float | None = None
+    copies: Copies = setting(
+        ONE_COPY,
+        "engines that serve it, each on GPUs of its own: a number, or {min: 1, max: 3} to add some while "
+        "requests wait",
+        flag=None,
+        reads="copies",
+        shown="1",
+    )
     env: Mapping[str, str] = field(default_factory=dict)
     args: tuple[str, ...] = setting(
         (), "further arguments of its engine, applied last", flag=None, shown="none"

@@ -10,10 +10,11 @@ from urllib.parse import urlsplit
 from cotenant.config.issues import KeyPath
 from cotenant.config.schema import CheckedSettings, Model
 from cotenant.domain.engine_arguments import refused_argument
-from cotenant.domain.engine_kinds import EngineKind, EngineTraits, keys_of_some_kinds
+from cotenant.domain.engine_kinds import EngineKind, EngineTraits, PlanMethod, keys_of_some_kinds
 from cotenant.domain.engines import Endpoint, EngineOptions
 from cotenant.domain.launching import LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
+from cotenant.domain.residencies import ONE_COPY
 from cotenant.domain.settings import settings_of
 from cotenant.domain.vendors import VENDOR_TRAITS
 
@@ -54,6 +55,10 @@ def entry_problems(model: Model, recipe: Recipe) -> list[tuple[KeyPath, str, str
         found.append(((), f"it has no {traits.needs}, which {kind} needs", f"Add `{traits.needs}:`."))
     elif model.path is None and not (model.name or model.model):
         found.append(((), "it has no name", "Add `name:`."))
+    copies = model.copies or ONE_COPY
+    if copies.most > 1 and (traits.daemon_address or traits.planning is PlanMethod.NONE):
+        what = f"{kind} models have one copy: another server decides where they run"
+        found.append((("copies",), what, "Leave it out."))
     cache = {recipe.cache_type_k, recipe.cache_type_v}
     if traits.cache_types and (len(cache) > 1 or not cache <= set(traits.cache_types)):
         what = f"{kind} keeps no KV cache in {recipe.cache_type_k} and {recipe.cache_type_v}"

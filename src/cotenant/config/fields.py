@@ -15,6 +15,7 @@ from cotenant.config.configuration import (
     ModelEntry,
     ServerSettings,
 )
+from cotenant.config.copies import copies
 from cotenant.config.keys import instant
 from cotenant.config.scalars import Scalar
 from cotenant.domain.keys import ApiKey
@@ -55,6 +56,7 @@ SECTIONS: Final[Mapping[str, tuple[Setting, ...]]] = {
 
 _READERS: Final[Mapping[str, Scalar]] = {
     "api_key": scalars.api_key,
+    "copies": copies,
     "device": scalars.Scalar(scalars.text.read, {"type": ["string", "integer"]}),
     "devices": scalars.words(everything="all"),
     "duration": scalars.duration(),

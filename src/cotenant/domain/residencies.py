@@ -1,7 +1,8 @@
 """A model on its devices, from the decision to load it until its bytes are seen back."""
 
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import NewType
+from typing import Final, NewType
 
 ResidencyId = NewType("ResidencyId", int)
 LeaseId = NewType("LeaseId", int)
@@ -45,3 +46,25 @@ class RefusalCode(StrEnum):
     TIMED_OUT = "timed_out"
     STOPPING = "stopping"
     REMOVED = "removed"
+
+
+MAX_COPIES: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """How many copies of a model there are: `least` with the model, `most` while requests wait."""
+
+    least: int = 1
+    most: int = 1
+
+    def __str__(self) -> str:
+        return str(self.most) if self.least == self.most else f"{self.least} to {self.most}"
+
+
+ONE_COPY: Final = Copies()
+
+
+def copy_name(model: str, number: int) -> str:
+    """Return the name of a copy, as operators see it; no model can have such a name."""
+    return f"{model}#{number}"

@@ -3,7 +3,7 @@
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from heapq import heapify, heapreplace
 
 from cotenant.domain.decisions import WaitEstimate
@@ -11,6 +11,7 @@ from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import RefusalCode, ResidencyState
 from cotenant.domain.units import format_count, format_duration
 from cotenant.planning.eviction import freed_by
+from cotenant.scheduling.copies.serving import serving
 from cotenant.scheduling.model_state import ModelState
 from cotenant.scheduling.requests import refuse
 from cotenant.scheduling.residence import evictable_from
@@ -21,7 +22,8 @@ from cotenant.scheduling.state import Outbox, State
 
 def wait_estimate(state: State, model: ModelState, now: float) -> WaitEstimate:
     """Return what the last request that waits for a model may expect; its ETA is None if it is unknown."""
-    residency, usual_s = state.residency_of(model), _service_s(model)
+    ready, usual_s = [*serving(state, model)], _service_s(model)
+    residency = ready[0] if ready else state.residency_of(model)
     waits_for = _waits_for(state, model)
     ahead = max(0, len(model.queue) - 1)
     turns = ahead // model.spec.slots
@@ -29,7 +31,7 @@ def wait_estimate(state: State, model: ModelState, now: float) -> WaitEstimate:
         served_in, behind = _room_in(state, model, now)
         served_in, waits_for = served_in + model.load_s, waits_for + behind
     elif residency.state is ResidencyState.READY:
-        served_in, turns = _slot_in(residency, usual_s, ahead, now), 0
+        served_in, turns = _slot_in(ready, usual_s, ahead, now), 0
     elif residency.state is ResidencyState.LOADING:
         served_in = _left(model.load_s, now - residency.since)
     else:
@@ -51,7 +53,8 @@ def expire(state: State, out: Outbox) -> None:
 
 def _waits_for(state: State, model: ModelState) -> str:
     """Return as text what the waiting requests of a model need."""
-    residency, reservation = state.residency_of(model), state.reservations.get(model.spec.name)
+    residency = next(serving(state, model), None) or state.residency_of(model)
+    reservation = state.reservations.get(model.spec.name)
     if residency is not None:
         waits = {
             ResidencyState.LOADING: "the model to be loaded",
@@ -75,10 +78,10 @@ def _service_s(model: ModelState) -> float:
     return math.inf if model.service_s is None else model.service_s
 
 
-def _slot_in(residency: Residency, usual_s: float, ahead: int, now: float) -> float:
-    """Return when a slot is free for a request with so many `ahead`."""
-    left = [_left(usual_s, now - since) for since in residency.leases.values()]
-    left += [0.0] * (residency.slots - len(left))
+def _slot_in(ready: Sequence[Residency], usual_s: float, ahead: int, now: float) -> float:
+    """Return when a slot of one of these is free for a request with so many `ahead`."""
+    left = [_left(usual_s, now - since) for residency in ready for since in residency.leases.values()]
+    left += [0.0] * (sum(residency.slots for residency in ready) - len(left))
     heapify(left)
     for _ in range(ahead):
         heapreplace(left, left[0] + usual_s)
@@ -91,10 +94,10 @@ def _room_in(state: State, model: ModelState, now: float) -> tuple[float, str]:
     if reservation is not None:
         victims = [state.residencies[victim] for victim in reservation.victims]
         return max((_gone_in(state, victim, model, now) for victim in victims), default=0.0), _behind(victims)
-    wanted = [other for other in state.cold_and_wanted() if other is not model]
+    wanted = [other for other in state.cold_and_wanted() if other is not model and not other.is_extra]
     if isinstance(Room(state).choose(model), Placement):
         loading = state.in_state(ResidencyState.LOADING)
-        left = (_left(state.models[each.model].load_s, now - each.since) for each in loading)
+        left = (_left(state.models[each.model].whole.load_s, now - each.since) for each in loading)
         return max(left, default=0.0), ""
     others = [r for r in state.residencies.values() if r.bytes_by_device and not state.models[r.model].pinned]
     others.sort(key=lambda each: (_gone_in(state, each, model, now), each.id))
@@ -113,7 +116,7 @@ def _room_in(state: State, model: ModelState, now: float) -> tuple[float, str]:
         return math.inf, ""
     first = others[: counts[found]]
     # Who else waits for room, or keeps a victim busy, may go first: that is not predicted.
-    kept_busy = any(state.models[residency.model].queue for residency in first)
+    kept_busy = any(state.models[residency.model].whole.queue for residency in first)
     return math.inf if wanted or kept_busy else _gone_in(state, first[-1], model, now), _behind(first)
 
 
@@ -123,11 +126,16 @@ def _gone_in(state: State, residency: Residency, waiting: ModelState, now: float
         return _left(state.unload_s, now - residency.since)
     if residency.state is ResidencyState.LOADING:
         return math.inf
-    usual_s = _service_s(state.models[residency.model])
-    left = [_left(usual_s, now - since) for since in residency.leases.values()]
+    served_s = served_in_s(state, residency, now)
     if residency.state is ResidencyState.READY:
-        left.append(evictable_from(state, residency, waiting) - now)
-    return max(0.0, *left, 0.0) + state.unload_s
+        served_s = max(served_s, evictable_from(state, residency, waiting) - now)
+    return served_s + state.unload_s
+
+
+def served_in_s(state: State, residency: Residency, now: float) -> float:
+    """Return in how many seconds the requests of a residency should have ended."""
+    usual_s = _service_s(state.models[residency.model].whole)
+    return max((_left(usual_s, now - since) for since in residency.leases.values()), default=0.0)
 
 
 def _behind(residencies: Iterable[Residency]) -> str:

@@ -22,7 +22,8 @@ class Event:
 class RequestArrived(Event):
     """A client wants a model and waits until `deadline`.
 
-    `keep_alive_s` is how long the model stays loaded after it; None uses the model's own.
+    `keep_alive_s` is how long the model stays loaded after it; None uses the model's own. `conversation` are
+    keys of its beginnings, the shortest first.
     """
 
     ticket: TicketId
@@ -30,6 +31,7 @@ class RequestArrived(Event):
     deadline: float
     priority: int = 0
     keep_alive_s: float | None = None
+    conversation: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,8 @@ from cotenant.domain.residencies import ResidencyId, ResidencyState, UnloadReaso
 from cotenant.domain.units import format_bytes, format_count, format_duration
 from cotenant.planning.device_choice import choose_devices
 from cotenant.scheduling.advice import advised_keep_alive
+from cotenant.scheduling.copies.count import grows_at
+from cotenant.scheduling.copies.serving import is_spare
 from cotenant.scheduling.events import DevicesRead
 from cotenant.scheduling.guests import ends, with_overuse
 from cotenant.scheduling.model_state import ModelState
@@ -84,7 +86,7 @@ def evict_for_others(state: State, out: Outbox) -> None:
     for device, missing in over_now.items():
         leaving = sum(r.bytes_by_device[device] for r in _on(state, device, gone=True))
         idle = [r for r in _on(state, device) if r.idle and not state.models[r.model].pinned]
-        ranked = sorted(idle, key=lambda r: (eviction_cost(state, r, out.at), r.id))
+        ranked = sorted(idle, key=lambda r: (not is_spare(state, r), eviction_cost(state, r, out.at), r.id))
         for residency in ranked:
             if leaving >= missing:
                 break
@@ -98,7 +100,10 @@ def unload_expired(state: State, out: Outbox) -> None:
     for due in state.keep_alives.pop_due(out.at):
         residency = state.residencies[due]
         model = state.models[residency.model]
-        idle, advised = format_duration(out.at - model.last_used), advised_keep_alive(state, model)
+        idle, advised = (
+            format_duration(out.at - state.last_used(model)),
+            advised_keep_alive(state, model.whole),
+        )
         if advised:
             out.publish(DecisionKind.ADVISED, residency.model, f"its keep-alive ends{advised}", mattered=1)
         why = f"unloaded: idle {idle}, its keep-alive{advised}"
@@ -146,7 +151,7 @@ def _likely(state: State, now: float) -> Iterator[tuple[float | None, ModelState
     if not (advised or state.settings.prefetch):
         return
     models = state.models.values()
-    cold = [m for m in models if m.residency is None and not m.removed and m.retry_at <= now]
+    cold = [m for m in models if m.residency is None and not (m.removed or m.copy_of) and m.retry_at <= now]
     yield from ((None, model) for model in cold if model.spec.name in advised)
     if state.settings.prefetch:
         chances = [(model.demand.chance_soon(now, state.all_gaps), model) for model in cold]
@@ -171,11 +176,17 @@ def _instants(state: State, now: float) -> Iterator[float]:
         if residency.state is ResidencyState.RECLAIMING and residency.ended_at is not None:
             yield residency.ended_at + state.settings.reclaim_bound_s
     for reservation in state.reservations.values():
-        if reservation.drains:
+        if state.drains(reservation):
             yield reservation.at + state.settings.drain_limit_s
     yield from instants(state)
     yield from ends(state)
+    yield from grows_at(state)
     cold = [model for model in state.cold_and_wanted() if model.spec.name not in state.reservations]
+    for model in [model for model in cold if model.is_extra]:
+        cold.remove(model)
+        yield model.retry_at
+        if model.tried is not None:
+            yield model.tried.again_at
     if not cold:
         return
     overdue_after_s = state.overdue_after_s()

@@ -23,6 +23,7 @@ def check(state: State) -> None:
     _claims_fit(state)
     _engines_are_admitted(state)
     _claims_and_residencies_match(state)
+    _copies_are_of_models(state)
     _leases_are_served(state)
     _nothing_pinned_is_evicted(state)
     _tickets_wait_once(state)
@@ -79,7 +80,9 @@ def _claims_and_residencies_match(state: State) -> None:
     if state.ledger.claims.keys() != state.residencies.keys():
         raise InvariantViolation("law 2: claims and residencies differ")
     for residency in state.residencies.values():
-        model = state.models[residency.model]
+        model = state.models.get(residency.model)
+        if model is None:
+            raise InvariantViolation(f"law 2: #{residency.id} is of {residency.model}, which is not there")
         _is_of_one_node(state, residency, model)
         if residency.id == model.residency:
             continue
@@ -118,6 +121,23 @@ def _moves_in_one_step(state: State, name: str, model: ModelState) -> None:
         ends = residency.gone or (residency.state is ResidencyState.DRAINING and residency.pending_unload)
         if not ends:
             raise InvariantViolation(f"law 2: {name} #{residency.id} serves no more, and does not end")
+
+
+def _copies_are_of_models(state: State) -> None:
+    """Check that further copies have residencies and nothing else that is their model's."""
+    copies = [copy for model in state.copied.values() for copy in model.copies]
+    if sorted(map(id, copies)) != sorted(id(each) for each in state.models.values() if each.copy_of):
+        raise InvariantViolation("law 2: further copies and their models differ")
+    for copy in copies:
+        model = copy.whole
+        if copy.queue or copy.copies or model.copies[copy.copy - 2] is not copy:
+            raise InvariantViolation(
+                f"law 2: {copy.spec.name} is no copy of {model.spec.name}, or more than one"
+            )
+        loaded = copy.residency is not None and not state.residencies[copy.residency].gone
+        may_be = loaded and copy.copy > model.spec.copies.most and not model.removed
+        if may_be and state.residencies[copy.residency].pending_unload is None:  # type: ignore[index]
+            raise InvariantViolation(f"law 2: {model.spec.name} has more copies than it may have")
 
 
 def _leases_are_served(state: State) -> None:

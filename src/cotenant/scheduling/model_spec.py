@@ -6,6 +6,7 @@ from typing import Final
 
 from cotenant.domain.devices import Device
 from cotenant.domain.fragmentation import DefragmentMode
+from cotenant.domain.residencies import ONE_COPY, Copies
 from cotenant.domain.settings import setting
 from cotenant.planning.device_needs import Fit
 from cotenant.scheduling.policy import DEFAULT_POLICY
@@ -24,7 +25,8 @@ class ModelSpec:
     `keep_alive_s` after its last request, None never. `load_s` is the first estimate of its load time,
     replaced by measurements. A higher `priority` waits less. One with `preload` is loaded again if its
     engine dies. `seen_bytes` is what it was measured to hold, if its memory cannot be computed. A `guest`
-    is no model, but memory that is leased to a command which is not ours (`guests`).
+    is no model, but memory that is leased to a command which is not ours (`guests`). There are as many
+    `copies` as it says.
     """
 
     name: str
@@ -41,6 +43,7 @@ class ModelSpec:
     load_s: float = 10.0
     seen_bytes: int | None = None
     guest: bool = False
+    copies: Copies = ONE_COPY
 
 
 @dataclass(frozen=True, slots=True)

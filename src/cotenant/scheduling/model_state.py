@@ -1,5 +1,8 @@
 """A served model: its waiting requests, its history, why it is not loaded, and room that is made for it."""
 
+from __future__ import annotations
+
+from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from cotenant.domain.devices import DeviceId
@@ -21,6 +24,7 @@ class Ticket:
     at: float = field(compare=False)
     deadline: float = field(compare=False)
     keep_alive_s: float | None = field(compare=False, default=None)
+    conversation: tuple[int, ...] = field(compare=False, default=())
 
 
 @dataclass(slots=True)
@@ -40,7 +44,7 @@ class Attempt:
     hope: tuple[DeviceId, ...] = ()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ModelState:
     """A model, its waiting requests and its history.
 
@@ -52,6 +56,11 @@ class ModelState:
     moves, `successor` loads elsewhere to take over, and those `leaving` have served or were to: they end.
     Those `aside` are on nodes that do not answer: they may serve again. A drained device moves it again at
     `move_again_at`.
+
+    A further copy of a model is a state of its own, number `copy` of `copy_of`: it has residencies, but
+    neither requests nor a history of them, which are those of the model, its first copy. The model's `copies`
+    are the further ones, by number, loaded or not. `conversations` says which residency has the KV cache of
+    which. `placed_by` is what a copy's `needs` were made of (`copies.count`).
     """
 
     spec: ModelSpec
@@ -81,6 +90,26 @@ class ModelState:
     keep_alive_s: float | None = None
     removed: bool = False
     last_waiting_text: str = ""
+    copy: int = 1
+    copy_of: ModelState | None = field(default=None, repr=False)
+    copies: list[ModelState] = field(default_factory=list)
+    placed_by: tuple[object, ...] = ()
+    conversations: OrderedDict[int, ResidencyId] = field(default_factory=OrderedDict)
+
+    @property
+    def whole(self) -> ModelState:
+        """The model that it is a copy of, or else itself: it has the requests and their history."""
+        return self if self.copy_of is None else self.copy_of
+
+    @property
+    def is_extra(self) -> bool:
+        """Whether it is just another copy of a model: nobody in demand makes room for it."""
+        return self.copy_of is not None and not self.pinned
+
+    @property
+    def all_copies(self) -> tuple[ModelState, ...]:
+        """The model and its further copies, if it is no copy itself."""
+        return (self, *self.copies)
 
     @property
     def fit(self) -> Fit:

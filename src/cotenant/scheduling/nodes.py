@@ -61,7 +61,7 @@ def lost(state: State, event: NodeLost, out: Outbox) -> None:
         out.publish(
             DecisionKind.NODE, residency.model, f"was {residency.state} there: {why}", node=event.node
         )
-        if model.removed and not model.queue and not model.residencies:
+        if model.removed and not (model.queue or model.residencies or model.copies):
             state.forget_model(residency.model)
         elif served and model.residency is None and model.stays and not state.stopping:
             state.want(model, f"node {event.node} is lost")
@@ -89,7 +89,7 @@ def back(state: State, event: NodeBack, out: Outbox) -> None:
 
 def found(state: State, event: EngineFound, out: Outbox) -> None:
     """Take over an engine that runs already if its model can be served by it, else have it ended."""
-    model = state.models.get(event.model)
+    model = _adopting(state, event)
     held = placement_bytes(event.placement)
     why_not = _why_not_adopted(state, event, model, held)
     if model is None or why_not:
@@ -97,7 +97,7 @@ def found(state: State, event: EngineFound, out: Outbox) -> None:
         return
     residency = Residency(
         id=ResidencyId(state.next_id()),
-        model=event.model,
+        model=model.spec.name,
         placement=event.placement,
         bytes_by_device=held,
         state=ResidencyState.LOADING,
@@ -110,9 +110,8 @@ def found(state: State, event: EngineFound, out: Outbox) -> None:
     claim_running(state.ledger, residency.id, held)
     out.add(AdoptEngine(residency.id, event.model, event.placement, event.engine))
     where, size = event.placement.label, format_bytes(residency.bytes)
-    out.publish(
-        DecisionKind.LOAD, event.model, f"taken over as it runs on {where}: {size}", bytes=residency.bytes
-    )
+    text = f"taken over as it runs on {where}: {size}"
+    out.publish(DecisionKind.LOAD, residency.model, text, bytes=residency.bytes)
     if not event.ready:
         model.residency = residency.id
         return
@@ -133,6 +132,15 @@ def became_ready_aside(state: State, residency: Residency, placement: Placement 
     enter(state, residency, ResidencyState.SUSPENDED, out.at)
 
 
+def _adopting(state: State, event: EngineFound) -> ModelState | None:
+    """Return the model, or the copy of it, that could take over a found engine."""
+    model = state.models.get(event.model)
+    copies = [] if model is None else [(copy, state.residency_of(copy)) for copy in model.all_copies]
+    cold = (copy for copy, residency in copies if residency is None)
+    loading = (copy for copy, held in copies if held is not None and held.state is ResidencyState.LOADING)
+    return next(cold, None) or next(loading, model)
+
+
 def _why_not_adopted(
     state: State, event: EngineFound, model: ModelState | None, held: dict[DeviceId, int]
 ) -> str:
@@ -140,7 +148,7 @@ def _why_not_adopted(
     ledger = state.ledger
     if state.stopping:
         return "the daemon is shutting down"
-    if model is None or model.removed or model.spec.guest:
+    if model is None or model.whole.removed or model.spec.guest:
         return "it is not served"
     current = state.residency_of(model)
     if current is not None and not (event.ready and current.state is ResidencyState.LOADING):
@@ -202,7 +210,7 @@ def _serve(state: State, residency: Residency, out: Outbox) -> None:
         why = f"unloaded: it is served from {residency.placement.label}"
         unload(state, current, out, UnloadReason.MOVED, why)
     model.wanted = ""
-    dispatch(state, model, out)
+    dispatch(state, model.whole, out)
 
 
 def _cancel_reservations(state: State, node: str, why: str, out: Outbox) -> None:

@@ -65,7 +65,8 @@ def schedule(state: State, out: Outbox) -> None:
     state.take_changes()
     now = _Pass.begin(state, out.at)
     for model in _in_order(now):
-        _place(now, model, out)
+        if not (model.is_extra and state.models_await_room()):
+            _place(now, model, out)
 
 
 def fulfil_reservations(state: State, out: Outbox) -> None:
@@ -74,10 +75,10 @@ def fulfil_reservations(state: State, out: Outbox) -> None:
         if reservation.reload is not None:
             continue
         model = state.models[reservation.model]
-        drained_s = out.at - reservation.at
+        drained_s, limit_s = out.at - reservation.at, state.settings.drain_limit_s
         if not model.cold_and_wanted or state.stopping:
             cancel(state, reservation, out)
-        elif reservation.drains and reservation.victims and drained_s >= state.settings.drain_limit_s:
+        elif reservation.victims and drained_s >= limit_s and state.drains(reservation):
             text = f"gave up draining after {format_duration(drained_s)}: it is tried again later"
             out.publish(DecisionKind.DRAIN, reservation.model, text)
             cancel(state, reservation, out)
@@ -110,6 +111,8 @@ def choose_fits(state: State, models: Iterable[ModelState]) -> None:
     """Place models elsewhere while devices that they name are not there and they do not fit the rest."""
     present: list[Budget] | None = None
     for model in models:
+        if model.copy_of is not None:
+            continue
         spec, fit = model.spec, model.spec.fit
         if (spec.elsewhere is not None or spec.allows is not None) and present is None:
             whole = state.ledger.whole()
@@ -136,6 +139,8 @@ def _in_order(now: _Pass) -> list[ModelState]:
     """Return overdue models first, oldest first; then the others by waiting per second of load."""
 
     def key(model: ModelState) -> tuple[int, int, float, str]:
+        if model.is_extra:
+            return 2, model.copy, -model.whole.demand.rate(now.now), model.spec.name
         wait = longest_wait_s(model, now.now)
         name = model.spec.name
         if wait > now.overdue_after_s:
@@ -200,7 +205,7 @@ def _place(now: _Pass, model: ModelState, out: Outbox) -> None:
         if model.queue:
             count, longest = len(model.queue), format_duration(longest_wait_s(model, out.at))
             why = f"{'1 request waits' if count == 1 else f'{count} requests wait'}, the first for {longest}"
-        if model.fit is not model.spec.fit:
+        if model.whole.fit is not model.whole.spec.fit:
             why += "; warning: it may not be on these devices, but those that it is for are not there"
         start(state, model, now_free, out, why)
         now.room_changes()
@@ -211,6 +216,9 @@ def _place(now: _Pass, model: ModelState, out: Outbox) -> None:
         return
     if _make_room(now, model, tried, room, among, out, crowded=crowded):
         now.room_changes()
+        return
+    if model.copy_of is not None:
+        _publish_waiting(model, out, "waits for room: what is loaded on its devices is in demand")
         return
     may_fit_still = among is not None and tried.hope and not {*tried.hope} & {*among}
     reason = None if may_fit_still else never_fits(state, model, tried)
@@ -291,9 +299,10 @@ def _reserve(
     among = "" if victims.searched is None else f"; searched: the {victims.searched} devices idle longest"
     for victim in victims.candidates:
         residency = state.residencies[victim.residency]
-        state.models[residency.model].evicted_for = name
-        demand = state.models[residency.model].demand
-        idle = out.at - state.models[residency.model].last_used
+        evicted_model = state.models[residency.model]
+        evicted_model.evicted_for = name
+        demand = evicted_model.whole.demand
+        idle = out.at - evicted_model.last_used
         rate = f"{demand.last_minute_rate(out.at):.2f} requests/s in the last minute"
         how = (
             f"idle {format_duration(idle)}"

@@ -23,12 +23,13 @@ def evictable_from(state: State, residency: Residency, waiting: ModelState) -> f
     """
     ready_at = residency.held_since
     free_at = ready_at + state.settings.min_residency_s
-    model, count = state.models[residency.model], len(waiting.queue)
+    copy, count = state.models[residency.model], len(waiting.queue)
+    model = copy.whole
     kept_s = worth_keeping_s(model.demand.idle_times, model.load_s, count) if count else 0.0
     if kept_s == 0.0:
         return free_at
     begun_at = sum(max(ticket.at, ready_at) for ticket in waiting.queue)
-    return max(free_at, min(model.last_used + kept_s, (begun_at + model.load_s) / count))
+    return max(free_at, min(copy.last_used + kept_s, (begun_at + model.load_s) / count))
 
 
 def worth_keeping_s(idle_times: Iterable[float], load_s: float, waiting: int) -> float:

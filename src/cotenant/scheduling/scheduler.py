@@ -8,6 +8,8 @@ from cotenant.planning.ledger import Ledger
 from cotenant.scheduling import events, guests, moves, nodes
 from cotenant.scheduling.advice import apply_advice, expire_advice
 from cotenant.scheduling.commands import Command, WakeAt
+from cotenant.scheduling.copies.count import keep_first_copies, serve_copies, settle_copies
+from cotenant.scheduling.copies.serving import in_flight, remember_conversation, serving, with_free_slot
 from cotenant.scheduling.estimates import expire, wait_estimate
 from cotenant.scheduling.housekeeping import (
     end_drains,
@@ -91,7 +93,7 @@ class Scheduler:
                     else:
                         became_ready(state, residency, out, event.placement)
                         moves.finish(state, residency, out)
-                        dispatch(state, model, out)
+                        dispatch(state, model.whole, out)
             case events.EngineExited():
                 self._engine_exited(event, out)
             case events.ModelsChanged():
@@ -104,12 +106,13 @@ class Scheduler:
                 model.retry_at, model.last_used = 0.0, event.at
             case events.UnloadAsked():
                 model = state.model(event.model)
-                moves.cancel_move(state, model, out, "it is unloaded")
-                model.wanted, model.wanted_later = "", ""
                 stays = "; it is pinned, so its next load stays" if model.pinned else ""
                 why = f"unloaded: the operator asked for it{stays}"
-                for each in sorted(model.residencies):
-                    unload_when_idle(state, state.residencies[each], out, UnloadReason.OPERATOR, why)
+                for copy in model.all_copies:
+                    moves.cancel_move(state, copy, out, "it is unloaded")
+                    copy.wanted, copy.wanted_later = "", ""
+                    for each in sorted(copy.residencies):
+                        unload_when_idle(state, state.residencies[each], out, UnloadReason.OPERATOR, why)
             case events.PinAsked():
                 self._pin_asked(event, out)
             case events.MoveAsked(_, name, devices):
@@ -129,17 +132,30 @@ class Scheduler:
         return out.commands
 
     def try_grant(
-        self, name: str, at: float, keep_alive_s: float | None = None
+        self, name: str, at: float, keep_alive_s: float | None = None, conversation: tuple[int, ...] = ()
     ) -> tuple[LeaseId, ResidencyId] | None:
-        """Grant a lease if the model is ready, with a free slot and an empty queue. Raises UnknownModel."""
+        """Grant a lease if the model is ready, with a free slot and an empty queue. Raises UnknownModel.
+
+        With several copies it is on the one that has the `conversation`, or the least busy one.
+        """
         state = self.state
         model = state.model(name)
-        if model.residency is None or model.queue or state.stopping:
+        if model.queue or state.stopping:
             return None
-        residency = state.residencies[model.residency]
-        if residency.state is not ResidencyState.READY or residency.in_flight >= residency.slots:
-            return None
-        if not residency.leases:
+        if model.copies:
+            found = with_free_slot(state, model, conversation)
+            if found is None:
+                return None
+            residency, used = found, in_flight(state, model) > 0
+            remember_conversation(model, conversation, residency)
+        else:
+            if model.residency is None:
+                return None
+            residency = state.residencies[model.residency]
+            if residency.state is not ResidencyState.READY or residency.in_flight >= residency.slots:
+                return None
+            used = bool(residency.leases)
+        if not used:
             model.demand.idle_times.append(at - model.last_used)
         model.demand.arrive(at, state.all_gaps)
         state.waits.append(0.0)
@@ -151,7 +167,9 @@ class Scheduler:
         holder = state.leases.get(lease)
         if holder is not None and not state.awaiting_room:
             residency = state.residencies[holder]
-            if residency.state is ResidencyState.READY and not state.models[residency.model].queue:
+            model = state.models[residency.model]
+            queue = model.queue if model.copy_of is None else model.copy_of.queue
+            if residency.state is ResidencyState.READY and not queue:
                 del state.leases[lease]
                 end_lease(state, residency, lease, at)
                 return self._wake_for(residency, at)
@@ -160,8 +178,7 @@ class Scheduler:
     def wait_estimate(self, name: str, now: float) -> WaitEstimate | None:
         """Return what the last waiting request may expect; None if one would be served at once."""
         model = self.state.model(name)
-        residency = self.state.residency_of(model)
-        if residency and residency.state is ResidencyState.READY and residency.in_flight < residency.slots:
+        if with_free_slot(self.state, model) is not None:
             return None
         return wait_estimate(self.state, model, now)
 
@@ -171,13 +188,14 @@ class Scheduler:
         expire_advice(state, out.at)
         unload_expired(state, out)
         end_drains(state, out)
+        settle_copies(state, out)
         fulfil_reservations(state, out)
         moves.continue_moves(state, out)
         schedule(state, out)
         guests.settle(state, out)
         prefetch(state, out)
-        waiting = state.reservations or state.cold_and_wanted()
-        state.awaiting_room = bool(waiting or moves.awaits_room(state))
+        keep_first_copies(state)
+        state.awaiting_room = state.models_await_room() or moves.awaits_room(state)
         instant = next_instant(state, out.at)
         if instant is not None and instant != self._wake_at:
             self._wake_at = instant
@@ -210,7 +228,7 @@ class Scheduler:
                 out.publish(DecisionKind.FAILED, residency.model, text, cause=cause)
         elif residency.state is ResidencyState.LOADING:
             self._failed(model, event, out)
-            if model.retry_at > event.at:
+            if model.retry_at > event.at and not any(serving(self.state, model)):
                 wait_s = model.retry_at - event.at
                 refuse(self.state, model.queue, RefusalCode.LOAD_FAILED, event.why, out, wait_s, event.cause)
                 if not model.stays:
@@ -255,14 +273,20 @@ class Scheduler:
         for name, spec in served.items():
             self._serve(name, spec)
         choose_fits(state, (state.models[name] for name in served))
-        for name in [name for name in state.models if name not in served and name not in state.guests]:
+        others = (
+            {name for name, model in state.models.items() if model.copy_of}
+            | state.guests.keys()
+            | served.keys()
+        )
+        for name in [name for name in state.models if name not in others]:
             self._remove(name, out)
-        for name in event.replaced & served.keys():
-            moves.cancel_move(state, state.models[name], out, "its configuration changed")
-            model = state.models[name]
-            for residency in (state.residencies[each] for each in sorted(model.may_serve)):
-                if not residency.gone:
-                    state.want(model, "its configuration changed")
+        for model in [state.models[name] for name in event.replaced & served.keys()]:
+            for copy in model.all_copies:
+                moves.cancel_move(state, copy, out, "its configuration changed")
+                for residency in (state.residencies[each] for each in sorted(copy.may_serve)):
+                    if residency.gone:
+                        continue
+                    state.want(copy, "its configuration changed")
                     why = "unloaded: its configuration changed"
                     unload_when_idle(state, residency, out, UnloadReason.CHANGED, why)
 
@@ -270,16 +294,18 @@ class Scheduler:
         known = self.state.models.get(name)
         if known is None:
             needs = DeviceNeeds(spec.fit)
-            self.state.models[name] = ModelState(spec, needs, pinned=spec.pinned, load_s=spec.load_s)
-            return
+            known = ModelState(spec, needs, pinned=spec.pinned, load_s=spec.load_s)
+            self.state.models[name] = known
         if known.spec.pinned != spec.pinned:
             known.pinned = spec.pinned
         known.spec, known.removed = spec, False
-        for each in sorted(known.residencies - known.leaving):
-            residency = self.state.residencies[each]
-            residency.slots = spec.slots
-            lower_claim(self.state, residency, spec.seen_bytes)
-            self.state.watch_keep_alive(known)
+        serve_copies(self.state, known)
+        for copy in known.all_copies:
+            for each in sorted(copy.residencies - copy.leaving):
+                residency = self.state.residencies[each]
+                residency.slots = spec.slots
+                lower_claim(self.state, residency, spec.seen_bytes)
+                self.state.watch_keep_alive(known)
 
     def _remove(self, name: str, out: Outbox) -> None:
         model = self.state.models[name]
@@ -287,7 +313,8 @@ class Scheduler:
         model.removed, model.wanted, model.wanted_later, model.pinned = True, "", "", False
         refuse(self.state, model.queue, RefusalCode.REMOVED, f"{name} is not served any more", out)
         if not model.residencies:
-            self.state.forget_model(name)
+            if not model.copies:
+                self.state.forget_model(name)
             return
         why = "unloaded: it is not served any more"
         for each in sorted(model.may_serve):

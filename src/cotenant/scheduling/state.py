@@ -64,7 +64,7 @@ class State:
     seen free. `by_state` are the ids of the residencies, `idle` those that nothing uses, the longest idle
     first. `deadlines` are those of tickets, `keep_alives` those of idle models, `advice_ends` those of
     advice by model. `touched` are the devices where something has changed for cold models, each with the
-    last step at which it did, the latest last.
+    last step at which it did, the latest last. `copied` are the models that may have several copies.
     """
 
     settings: SchedulerSettings
@@ -72,6 +72,7 @@ class State:
     policy: Policy
     models: dict[str, ModelState] = field(default_factory=dict)
     guests: dict[str, Guest] = field(default_factory=dict)
+    copied: dict[str, ModelState] = field(default_factory=dict)
     residencies: dict[ResidencyId, Residency] = field(default_factory=dict)
     leases: dict[LeaseId, ResidencyId] = field(default_factory=dict)
     tickets: dict[TicketId, Ticket] = field(default_factory=dict)
@@ -186,6 +187,7 @@ class State:
     def forget_model(self, name: str) -> None:
         """Drop a model that is not served any more, and advice for it."""
         del self.models[name]
+        self.copied.pop(name, None)
         self.advised.pop(name, None)
 
     def cold_and_wanted(self) -> list[ModelState]:
@@ -198,6 +200,15 @@ class State:
             else:
                 self._asked_for.discard(name)
         return found
+
+    def models_await_room(self) -> bool:
+        """Whether a model waits for room that is not just another copy of one that is served."""
+        return bool(self.reservations) or any(not model.is_extra for model in self.cold_and_wanted())
+
+    def drains(self, reservation: Reservation) -> bool:
+        """Whether a reservation waits for requests of its victims to end."""
+        victims = (self.residencies[each] for each in reservation.victims)
+        return reservation.drains or any(each.state is ResidencyState.DRAINING for each in victims)
 
     def became_cold(self, model: ModelState) -> None:
         """Record that a model has no residency any more; it may be asked for."""
@@ -214,6 +225,8 @@ class State:
 
         Advice does not change the keep-alive that a client sent with its request.
         """
+        if model.copy_of is not None:
+            model = model.copy_of
         if model.keep_alive_s is not None:
             return model.keep_alive_s
         keep = model.spec.keep_alive_s
@@ -225,16 +238,22 @@ class State:
         model = self.models[residency.model]
         keep = self.keep_alive_s(model)
         stays = model.pinned or model.successor is not None
-        if not residency.idle or stays or model.queue or keep is None or math.isinf(keep):
+        if not residency.idle or stays or model.whole.queue or keep is None or math.isinf(keep):
             return None
-        return model.last_used + keep
+        return self.last_used(model) + keep
+
+    def last_used(self, model: ModelState) -> float:
+        """Return when a copy was last used: of those that come and go with the model, when the model was."""
+        whole = model.whole
+        return whole.last_used if model.copy <= whole.spec.copies.least else model.last_used
 
     def watch_keep_alive(self, model: ModelState) -> None:
-        """Note the end of a model's keep-alive, which may be new, or earlier than it was."""
-        if model.residency is not None:
-            due = self.keep_alive_ends_at(self.residencies[model.residency])
-            if due is not None:
-                self.keep_alives.watch(model.residency, due)
+        """Note the end of the keep-alive of a model's copies, which may be new, or earlier than it was."""
+        for copy in model.all_copies:
+            if copy.residency is not None:
+                due = self.keep_alive_ends_at(self.residencies[copy.residency])
+                if due is not None:
+                    self.keep_alives.watch(copy.residency, due)
 
     def _keep_alive_end_of(self, residency: ResidencyId) -> float | None:
         found = self.residencies.get(residency)
@@ -320,8 +339,10 @@ class State:
         model.queue.remove(ticket)
         self.watch_keep_alive(model)
         self._try_again(model)
-        if not model.queue and model.residency is not None:
-            self.touch(self.residencies[model.residency].bytes_by_device)
+        if not model.queue:
+            for copy in model.all_copies:
+                if copy.residency is not None:
+                    self.touch(self.residencies[copy.residency].bytes_by_device)
 
 
 class Outbox:
@@ -338,7 +359,14 @@ class Outbox:
         self.commands.append(command)
 
     def publish(self, kind: DecisionKind, model: str | None, text: str, **facts: float | int | str) -> None:
-        """Queue the publication of a decision, with the numbers behind it."""
+        """Queue the publication of a decision, with the numbers behind it.
+
+        One about a further copy is about its model, and says which.
+        """
         self._state.decisions += 1
+        copy = None if model is None else self._state.models.get(model)
+        if copy is not None and copy.copy_of is not None:
+            model, text = copy.copy_of.spec.name, f"copy {copy.copy}: {text}"
+            facts["copy"] = copy.copy
         decision = Decision(self._state.decisions, self.at, kind, model, text, self._cause, facts)
         self.commands.append(PublishDecision(decision))

@@ -98,7 +98,7 @@ def start(
         model.successor = residency.id
     else:
         model.residency = residency.id
-    model.loads += 1
+    model.whole.loads += 1
     model.last_waiting_text = ""
     state.end_prefetch(model.spec.name)
     elsewhere = placement.recipe.engine.traits.planning is PlanMethod.NONE
@@ -110,11 +110,13 @@ def start(
     out.publish(
         DecisionKind.LOAD,
         residency.model,
-        f"{where}; {why}" if residency.guest else f"{where}, about {format_duration(model.load_s)}; {why}",
+        f"{where}; {why}"
+        if residency.guest
+        else f"{where}, about {format_duration(model.whole.load_s)}; {why}",
         bytes=residency.bytes,
-        expected_s=model.load_s,
+        expected_s=model.whole.load_s,
     )
-    out.add(StartEngine(residency.id, residency.model, placement))
+    out.add(StartEngine(residency.id, model.whole.spec.name, placement))
     return residency
 
 
@@ -124,10 +126,10 @@ def became_ready(state: State, residency: Residency, out: Outbox, placement: Pla
         residency.placement = placement
         state.ledger.change(residency.id, placement_bytes(placement))
     model = state.models[residency.model]
-    took_s = out.at - residency.since
+    whole, took_s = model.whole, out.at - residency.since
     if not residency.adopted:
-        usual_s = took_s if model.loads == 1 else model.load_s
-        model.load_s = (1 - _LOAD_MEMORY) * usual_s + _LOAD_MEMORY * took_s
+        usual_s = took_s if whole.loads == 1 else whole.load_s
+        whole.load_s = (1 - _LOAD_MEMORY) * usual_s + _LOAD_MEMORY * took_s
     model.retry_at, model.last_failure, model.last_cause = 0.0, None, None
     model.wanted = ""
     model.last_used = out.at
@@ -269,7 +271,7 @@ def forget(state: State, residency: Residency) -> None:
     model.aside.discard(residency.id)
     if model.residency == residency.id:
         state.became_cold(model)
-    if model.removed and not model.queue and not model.residencies:
+    if model.removed and not (model.queue or model.residencies or model.copies):
         state.forget_model(residency.model)
     for reservation in state.reservations.values():
         reservation.victims.discard(residency.id)

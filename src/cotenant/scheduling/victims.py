@@ -12,6 +12,8 @@ from cotenant.domain.placements import Budget, Placement
 from cotenant.domain.residencies import ResidencyId, ResidencyState
 from cotenant.planning.eviction import Candidate, cheapest_anywhere, cheapest_on_device, freed_by
 from cotenant.scheduling.advice import soft_pinned_cost
+from cotenant.scheduling.copies.serving import is_spare
+from cotenant.scheduling.estimates import served_in_s
 from cotenant.scheduling.model_state import ModelState
 from cotenant.scheduling.policy import Victim
 from cotenant.scheduling.residence import evictable_from
@@ -21,6 +23,8 @@ from cotenant.scheduling.state import State
 
 MOST_DEVICES: Final = 64
 """How many devices are searched first: those with the models that are idle longest."""
+IN_DEMAND_S: Final = 60.0
+"""So long after its last request a model is in demand: no further copy of another one takes its room."""
 _TIE: Final = 1e-9
 
 
@@ -29,10 +33,11 @@ def eviction_cost(state: State, residency: Residency, now: float, *, advised: bo
 
     With `advised`, a soft pin of the advisor raises the cost.
     """
-    model = state.models[residency.model]
-    victim = Victim(residency.model, model.demand, model.load_s, residency.bytes, now, state.all_gaps)
-    cost = state.policy(victim) + _TIE / (1 + max(0.0, now - model.last_used))
-    return soft_pinned_cost(state, residency.model, now, cost) if advised else cost
+    copy = state.models[residency.model]
+    model = copy.whole
+    victim = Victim(model.spec.name, model.demand, model.load_s, residency.bytes, now, state.all_gaps)
+    cost = state.policy(victim) + _TIE / (1 + max(0.0, now - copy.last_used))
+    return soft_pinned_cost(state, model.spec.name, now, cost) if advised else cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,9 @@ class VictimSearch:
     are the devices to look at, None for all that may help. `costs` are those known already, by residency, and
     are shared by the searches of one instant. `again_at` is the first instant at which a model that is
     protected now may be evicted.
+
+    Copies that their models are served without go first (`spares_only`), also busy ones whose requests should
+    end sooner than the load takes. Another copy of a model gets the room of none that is in demand.
     """
 
     state: State
@@ -67,11 +75,16 @@ class VictimSearch:
     advised: bool = True
     among: Sequence[DeviceId] | None = None
     costs: dict[ResidencyId, float] = field(default_factory=dict)
+    spares_only: bool = False
     again_at: float = math.inf
 
     def find(self) -> Victims | None:
         """Return the cheapest sufficient victims on one device, or else on several of one machine."""
-        if not (self.state.idle or self.in_use or self.crowded):
+        if self.state.copied and not (self.spares_only or self.model.is_extra):
+            found = replace(self, spares_only=True).find()
+            if found is not None:
+                return found
+        if not (self.state.idle or self.in_use or self.crowded or self.state.copied):
             return None
         for devices, searched in self._searches():
             by_device = {device: self._candidates_on(device) for device in devices}
@@ -97,7 +110,7 @@ class VictimSearch:
     def _occupied(self) -> Iterator[DeviceId]:
         """Yield the devices of models that may be evicted, if the model could use these devices at all."""
         state, seen = self.state, set[DeviceId]()
-        for residency in state.residencies if self.in_use else state.idle:
+        for residency in state.residencies if self.in_use or state.copied else state.idle:
             for device in state.residencies[residency].devices:
                 reading = state.ledger.readings.get(device)
                 if reading is not None and device not in seen:
@@ -174,28 +187,39 @@ class VictimSearch:
         return cheapest_anywhere(candidates, fits)
 
     def _all(self) -> list[Candidate]:
-        held = self.state.residencies if self.in_use else sorted(self.state.idle)
+        any_state = self.in_use or self.state.copied
+        held = sorted(self.state.residencies if any_state else self.state.idle)
         return [*filter(None, (self._candidate(self.state.residencies[each]) for each in held))]
 
-    def _candidates_in(self, node: Sequence[DeviceId]) -> list[Candidate]:
+    def _candidates_in(self, node: Sequence[DeviceId], *, alone: bool = False) -> list[Candidate]:
+        """Return the candidates on devices; `alone` says that none on others will be a victim."""
         holders = {holder for device in node for holder in self.state.ledger.holders(device)}
-        return [*filter(None, (self._candidate(self.state.residencies[each]) for each in sorted(holders)))]
+        held, on = (self.state.residencies[each] for each in sorted(holders)), node if alone else ()
+        return [*filter(None, (self._candidate(residency, on) for residency in held))]
 
     def _candidates_on(self, device: DeviceId) -> list[Candidate]:
-        return self._candidates_in((device,))
+        return self._candidates_in((device,), alone=True)
 
     def _cheapest_one(self) -> tuple[Candidate, ...] | None:
         """Return the cheapest victim on any device, to stay within the limit of loaded models."""
         candidates = self._all()
         return (min(candidates, key=lambda c: (c.cost, c.residency)),) if candidates else None
 
-    def _candidate(self, residency: Residency) -> Candidate | None:
+    def _candidate(self, residency: Residency, on: Sequence[DeviceId] = ()) -> Candidate | None:
         """Return a residency as a candidate, with what its eviction costs; None if it may not be evicted."""
         state, model = self.state, self.state.models[residency.model]
         ready = residency.state is ResidencyState.READY and residency.bytes_by_device
         if not ready or model.pinned or model.successor is not None or state.is_victim(residency.id):
             return None
-        if not self.in_use and (residency.in_flight > 0 or model.queue):
+        if self.model.is_extra:
+            if not self._is_out_of_demand(residency):
+                return None
+        elif state.copied and is_spare(state, residency, on):
+            cost = self._cost_of_spare(residency)
+            return None if cost is None else Candidate(residency.id, cost, residency.bytes_by_device)
+        elif self.spares_only:
+            return None
+        if not self.in_use and (residency.in_flight > 0 or model.whole.queue):
             return None
         if not self.overdue:
             evictable = evictable_from(state, residency, self.model)
@@ -208,3 +232,26 @@ class VictimSearch:
             cost += residency.in_flight + len(model.queue)
             self.costs[residency.id] = cost
         return Candidate(residency.id, cost, residency.bytes_by_device)
+
+    def _cost_of_spare(self, residency: Residency) -> float | None:
+        """Return the cost of a copy that its model is served without; None if it serves for too long.
+
+        One that is free soon is next to nothing, and less the higher its number is.
+        """
+        left_s = served_in_s(self.state, residency, self.now)
+        if left_s <= self.model.load_s:
+            return _TIE * (1 + left_s) / self.state.models[residency.model].copy
+        return None if self.spares_only else left_s + residency.in_flight
+
+    def _is_out_of_demand(self, residency: Residency) -> bool:
+        """Whether another copy of a model may have the room of this one."""
+        state, model = self.state, self.state.models[residency.model]
+        whole = model.whole
+        if residency.in_flight or whole.queue or whole.stays or whole is self.model.whole:
+            return False
+        if whole.spec.name in state.advised and state.advised[whole.spec.name].pinned_until > self.now:
+            return False
+        free_at = max(model.last_used, residency.held_since) + IN_DEMAND_S
+        if free_at > self.now:
+            self.again_at = min(self.again_at, free_at)
+        return free_at <= self.now

@@ -281,10 +281,11 @@ class World:
     def _start(self, command: StartEngine) -> None:
         model = self.models[command.model]
         wanted = {s.device.id: round(s.parts.total * model.truth) for s in command.placement.used_shares}
-        state = self.scheduler.state.models[model.name]
+        copies = self.scheduler.state.models[model.name].all_copies
         for other in self._engines_of.get(model.name, ()):
-            serves = state.successor == command.residency and state.residency == other.residency
-            if not serves and other.residency not in state.leaving:
+            copy = next((each for each in copies if other.residency in each.residencies), None)
+            others = copy and (command.residency not in copy.residencies or other.residency in copy.leaving)
+            if not copy or not (others or copy.successor == command.residency):
                 raise ContractViolation(f"{model.name} is started while it has engine #{other.residency}")
         for other in (other for device in wanted for other in self._engines_on.get(device, ())):
             if other.loading and not other.asked_to_end:

@@ -105,6 +105,7 @@ def spec_of(
         pinned=entry.pinned,
         preload=entry.preload,
         priority=entry.priority,
+        copies=entry.copies,
         load_s=load_s or guessed_load_s(entry.shape.tensor_bytes),
         seen_bytes=entry.stated_bytes if recipe.engine.traits.planning is PlanMethod.WHOLE else None,
     )

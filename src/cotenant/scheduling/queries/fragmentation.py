@@ -18,7 +18,7 @@ def free_memory(state: State, now: float) -> FreeMemory:
     models = (
         _loadable(model, now)
         for model in state.models.values()
-        if model.residency is None and not model.removed
+        if model.residency is None and not model.removed and model.copy_of is None
     )
     hosts = (state.ledger.host_budget({}, reading.device.node) for reading in state.ledger.hosts.values())
     most = max(filter(None, hosts), key=lambda budget: budget.budget_bytes, default=None)
