@@ -104,6 +104,7 @@ _SIBLINGS: dict[str, dict[str, set[str]]] = {
         "openapi": {"http"},
     },
     "hardware": {"gpus": set(), "model_cache": {"gpus"}, "mps": set()},
+    "config": {"values": set()},
     "scheduling": {"queries": set()},
     "services": {"assign": set(), "compose": set()},
     "store": {"services": set(), "migrations": set()},

@@ -177,7 +177,8 @@ def _absent_devices(configuration: Configuration) -> Iterator[str]:
     except UsageError as error:
         yield f"{where}devices: {error.message} ({error.hint})"
         return
-    for model in configuration.models if inventory.has_gpus else ():
+    # Of other machines the command line knows nothing.
+    for model in configuration.models if inventory.has_gpus and configuration.nodes is None else ():
         try:
             inventory.select(model.gpus)
         except UnknownDevice as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from cotenant.config.values.nodes import NodesSettings
 from cotenant.domain.advisors import AdvisorMode
 from cotenant.domain.devices import MpsGroup, MpsMode
 from cotenant.domain.engines import NO_OPTIONS, Endpoint, EngineOptions
@@ -195,6 +196,13 @@ class ModelEntry:
         reads="model_devices",
         shown="auto",
     )
+    nodes: tuple[str, ...] = setting(
+        (),
+        "machines that it may run on, by name, where there are several",
+        flag=None,
+        reads="node",
+        shown="any",
+    )
     gpus_fallback: bool = setting(
         True, "while GPUs of `gpus` are not there and it does not fit the others, use any", flag=None
     )
@@ -326,8 +334,8 @@ class Configuration:
 
     `is_empty` says that there is no file or that no setting is in it.
 
-    `services` is None without a `services` section. `database` is a path or a URL, None for the file in the
-    state directory.
+    `nodes` and `services` are None without such a section. `database` is a path or a URL, None for the file
+    in the state directory.
     """
 
     path: Path | None = None
@@ -337,6 +345,7 @@ class Configuration:
     defaults: ModelDefaults = field(default_factory=ModelDefaults)
     scheduling: SchedulerSettings = field(default_factory=SchedulerSettings)
     alerts: AlertSettings = field(default_factory=AlertSettings)
+    nodes: NodesSettings | None = None
     advisor: AdvisorSettings = field(default_factory=AdvisorSettings)
     warm_ram_bytes: int | None = None
     models_dir: Path | None = None

@@ -15,9 +15,10 @@ from cotenant.config.configuration import (
     ModelEntry,
     ServerSettings,
 )
-from cotenant.config.copies import copies
 from cotenant.config.keys import instant
 from cotenant.config.scalars import Scalar
+from cotenant.config.values.copies import copies
+from cotenant.config.values.nodes import NodesSettings, node, ray_address, tls
 from cotenant.domain.keys import ApiKey
 from cotenant.domain.models import Recipe
 from cotenant.domain.settings import Setting, settings_of
@@ -49,11 +50,14 @@ SECTIONS: Final[Mapping[str, tuple[Setting, ...]]] = {
     "scheduling": tuple(each for each in settings_of(SchedulerSettings) if each.name != _OF_DEFAULTS),
     "alerts": tuple(settings_of(AlertSettings)),
     "advisor": tuple(settings_of(AdvisorSettings)),
+    "nodes": tuple(settings_of(NodesSettings)),
     "models": (*recipe_settings(), *settings_of(ModelEntry)),
 }
 """The settings of each section of `cotenant.yaml`, except those that `schema` declares itself."""
 
 
+_HEARTBEAT_S: Final = 1.0
+"""How often agents are asked whether they are there: less than that is no silence."""
 _READERS: Final[Mapping[str, Scalar]] = {
     "api_key": scalars.api_key,
     "copies": copies,
@@ -68,10 +72,14 @@ _READERS: Final[Mapping[str, Scalar]] = {
     "mib_or_none": scalars.mib_or_none(MAX_MIB),
     "model_devices": scalars.words(everything="auto"),
     "name": scalars.name,
+    "node": node,
+    "node_tls": tls,
     "origin": scalars.origin,
     "percent": scalars.percent,
     "policy": scalars.one_of(POLICIES),
+    "ray_address": ray_address,
     "share": scalars.share,
+    "suspect_after": scalars.duration(least=_HEARTBEAT_S),
     "tensor_split": scalars.tensor_split,
     "timeout": scalars.duration(least=0.001),
     "web_address": scalars.web_address,

@@ -34,6 +34,7 @@ from cotenant.config.models_dir import Catalogue, find_projector, read_folder
 from cotenant.config.names import NAME, clean_name, free_name
 from cotenant.config.schema import CheckedSettings, Model, RecipeSection
 from cotenant.config.services import services_settings
+from cotenant.config.values.nodes import NodesSettings
 from cotenant.domain.advisors import AdvisorMode
 from cotenant.domain.engine_kinds import DEFAULT_KIND, OLLAMA_ADDRESS, ModelFormat
 from cotenant.domain.errors import BadRecipe, ModelFileError
@@ -101,6 +102,7 @@ class _Resolution:
             ),
             alerts=AlertSettings(**values_of(settings.alerts, AlertSettings)),
             advisor=advisor,
+            nodes=_nodes_settings(self._checked),
             warm_ram_bytes=None if settings.warm.ram_mib is None else settings.warm.ram_mib * MIB,
             models_dir=models_dir,
             models=models,
@@ -342,6 +344,35 @@ def _advisor_problems(settings: AdvisorSettings, models: Sequence[ModelEntry]) -
     if settings.mode is AdvisorMode.OFF or settings.address is not None or settings.model in names:
         return []
     return [Problem(Path("advisor"), f"{settings.model} is not served here, so there is no advice")]
+
+
+def _nodes_settings(checked: CheckedSettings) -> NodesSettings | None:
+    """Return the section with all defaults filled in, None without it, and report what contradicts itself."""
+    section = checked.settings.nodes
+    if section is None:
+        for number, model in enumerate(checked.settings.models):
+            if model.nodes:
+                what = f"{', '.join(model.nodes)} cannot be used: there is no section `nodes:`"
+                checked.report(("models", number, "nodes"), what, "Add `nodes: {launcher: ray}`.")
+        return None
+    found = NodesSettings(**values_of(section, NodesSettings))
+    if found.lost_after_s < found.suspect_after_s:
+        what = f"a machine would be lost after {found.lost_after_s:g} s, before it is suspect"
+        checked.report(("nodes", "lost_after"), what, f"Give more than {found.suspect_after_s:g}s.")
+    if found.lease_s < found.lost_after_s:
+        what = f"engines would end after {found.lease_s:g} s, before their machine counts as lost"
+        checked.report(("nodes", "lease"), what, f"Give {found.lost_after_s:g}s or more; 60s is usual.")
+    if found.tls is None:
+        return found
+    files = replace(found.tls, ca=checked.absolute(str(found.tls.ca)))
+    if not files.ca.is_file():
+        hint = "Give the certificate authority that has signed the agents' certificates."
+        checked.report(("nodes", "tls", "ca"), f"{files.ca} does not exist", hint)
+    for name, path in (("cert", files.cert), ("key", files.key)):
+        if not path.is_absolute():
+            hint = "It is a file on each machine: give its whole path there."
+            checked.report(("nodes", "tls", name), f"{path} is no absolute path", hint)
+    return replace(found, tls=files)
 
 
 def _by_key(text: str) -> str:

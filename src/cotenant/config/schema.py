@@ -329,6 +329,10 @@ class Ollama(Section):
     )
 
 
+class Nodes(section_of(SECTIONS["nodes"])):  # type: ignore[misc]
+    """Other machines whose GPUs are used."""
+
+
 class Settings(Section):
     """The whole file. Flags override environment variables, which override the file."""
 
@@ -345,6 +349,7 @@ class Settings(Section):
     models: list[Model] = Field(default_factory=list)
     ollama: Ollama | None = optional("serve the models of an Ollama daemon")
     services: Services | None = None
+    nodes: Nodes | None = None
     database: Annotated[str, scalars.database] | None = optional(
         "a path, or postgresql+psycopg://…; default: a file in the state directory"
     )

@@ -13,7 +13,7 @@ from cotenant.daemon.cpu_fallback import place_on_this_machine
 from cotenant.daemon.daemon import Daemon
 from cotenant.daemon.past_runs import learned
 from cotenant.daemon.sharing.mps import MpsRules
-from cotenant.domain.errors import DoesNotFit
+from cotenant.domain.errors import BadSetting, DoesNotFit
 from cotenant.domain.placements import Refusal
 from cotenant.gateway.server import bind
 from cotenant.planning.advice import plan
@@ -27,8 +27,13 @@ def run(inputs: DaemonInputs, reporter: StartReporter, after_ready: AfterReady |
     """Serve until SIGTERM or SIGINT; a second one skips the grace period. SIGHUP reloads the configuration.
 
     `after_ready` is called with the address once requests are answered. Raises InsecureBind, PortTaken,
-    DoesNotFit, MpsMissing, EngineError.
+    DoesNotFit, MpsMissing, EngineError, BadSetting.
     """
+    if inputs.configuration.nodes is not None:
+        raise BadSetting(
+            "`nodes:` is set, and this version of the daemon cannot use other machines yet",
+            hint="Take the section out of the configuration.",
+        )
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     server = inputs.configuration.server

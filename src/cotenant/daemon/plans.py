@@ -99,8 +99,8 @@ def _plan(
     changed: dict[str, Any] = dict(asked.recipe)
     recipe = with_micro_batch(replace(subject.recipe, **changed), subject.shape.kind)
     check_recipe(recipe)
-    allowed = subject.gpus if asked.gpus is None else ()
-    found = tuple(only_allowed(budgets(inventory, rules), allowed))
+    anywhere = subject if asked.gpus is None else replace(subject, gpus=(), nodes=())
+    found = tuple(only_allowed(budgets(inventory, rules), anywhere))
     request = replace(subject.request, recipe=recipe)
     return PlanAnswer(
         subject.name,

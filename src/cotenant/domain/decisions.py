@@ -186,3 +186,41 @@ class DeviceStatus(Sensors):
         """Bytes in use by anyone."""
         total, free = self.total_bytes, self.free_bytes
         return None if total is None or free is None else total - free
+
+
+class NodeState(StrEnum):
+    """Whether a machine answers, and is used."""
+
+    READY = "ready"
+    SUSPECT = "suspect"
+    """It has not answered for a while: nothing new goes there."""
+    LOST = "lost"
+    """It counts as gone, with all that ran there, until it answers again."""
+    DRAINED = "drained"
+    """It answers, and an operator wants nothing to run there."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """A machine of the fleet; seconds and bytes, and what is unknown is None.
+
+    It has been in its `state` for `since_s`. `silent_s` is how long ago it last answered, `lease_left_s` how
+    long its engines would go on without a daemon, and `link_s` how long its last answer took. Its clock is
+    `clock_off_s` ahead of ours. `warnings` are sentences on what else is wrong with it.
+    """
+
+    name: str
+    state: NodeState
+    since_s: float = 0.0
+    silent_s: float | None = None
+    address: str | None = None
+    launcher: str = "ray"
+    cards: int = 0
+    free_bytes: int | None = None
+    engines: int = 0
+    lease_left_s: float | None = None
+    link_s: float | None = None
+    clock_off_s: float | None = None
+    version: str | None = None
+    machine_id: str | None = None
+    warnings: tuple[str, ...] = ()

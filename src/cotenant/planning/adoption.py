@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from cotenant.domain.devices import DeviceId, is_host
+from cotenant.domain.devices import DeviceId, host_id, is_host
 from cotenant.domain.residencies import ResidencyId
 from cotenant.planning.ledger import Ledger
 
@@ -24,7 +24,8 @@ def why_no_claim(ledger: Ledger, wanted: Mapping[DeviceId, int], reserved: Mappi
             return f"{reading.device.label} admits no further engine: {reading.admission.why}"
         foreign = ledger.foreign_bytes(device)
         more = count - (min(count, foreign) if reading.live else 0)
-        left = reading.capacity_bytes - foreign - ledger.claimed_bytes(device) - ledger.reserve_bytes
+        left = reading.capacity_bytes - foreign - ledger.claimed_bytes(device)
+        left -= reading.device.reserve(ledger.reserve_bytes)
         if more > max(0, left + reserved.get(device, 0)):
             return f"{reading.device.label} has no room for what it may take"
     return ""
@@ -37,9 +38,9 @@ def claim_running(ledger: Ledger, residency: ResidencyId, bytes_by_device: dict[
         reading = known.get(device)
         if reading is not None and reading.live and reading.foreign_bytes is not None:
             held = min(count, reading.foreign_bytes)
-            known[device] = replace(
-                reading,
-                foreign_bytes=reading.foreign_bytes - held,
-                engine_bytes={**(reading.engine_bytes or {}), residency: held},
-            )
+            ours = {**(reading.engine_bytes or {}), residency: held}
+            known[device] = replace(reading, foreign_bytes=reading.foreign_bytes - held, engine_bytes=ours)
+            pool = host_id(reading.device.node)
+            if reading.device.unified and pool in ledger.hosts:
+                ledger.hosts[pool] = known[device]
     ledger.claim(residency, bytes_by_device)

@@ -52,6 +52,14 @@ class DeviceMap:
         """Return the devices of each machine."""
         return self._nodes.values()
 
+    def node_names(self) -> Collection[str | None]:
+        """Return the names of the machines, None for this one."""
+        return self._nodes.keys()
+
+    def name_of_node(self, device: DeviceId) -> str | None:
+        """Return the name of the machine that a device is part of."""
+        return self._node_of[device]
+
     def node_of(self, device: DeviceId) -> tuple[DeviceId, ...]:
         """Return the devices of the machine that a device is part of."""
         return self._nodes[self._node_of[device]]

@@ -1,5 +1,6 @@
 """Events, the inputs of the scheduler. Instants are seconds of the daemon's clock."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cotenant.domain.advisors import Advice
@@ -8,7 +9,7 @@ from cotenant.domain.exit_causes import Cause
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import LeaseId, ResidencyId, TicketId
 from cotenant.planning.ledger import DeviceReading
-from cotenant.scheduling.model_spec import ModelSpec
+from cotenant.scheduling.model_spec import LoadCost, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,14 @@ class EngineFound(Event):
     model: str
     placement: Placement
     ready: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LoadCostsRead(Event):
+    """How soon a model loads on each machine, by its name: all that is known now."""
+
+    model: str
+    by_node: Mapping[str, LoadCost]
 
 
 @dataclass(frozen=True, slots=True)

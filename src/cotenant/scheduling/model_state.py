@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cotenant.domain.devices import DeviceId
@@ -11,7 +13,7 @@ from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyId, TicketId
 from cotenant.planning.device_needs import DeviceNeeds, Fit
 from cotenant.scheduling.demand import Demand
-from cotenant.scheduling.model_spec import ModelSpec
+from cotenant.scheduling.model_spec import LoadCost, ModelSpec
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -51,9 +53,10 @@ class ModelState:
     `wanted` is why it is to be loaded though no request waits; empty if it is not. `wanted_later` is the same
     for one that does not fit now, and is wanted again with the next Reading. `service_s` is how long its
     requests usually take, None before the first has ended. `needs` are by the spec's `fit`, or by where it
-    goes instead; it uses only devices that are `allowed`, None for any. `tried` is the last try to place it,
-    None if it has to be tried. `evicted_for` is who needed its room last. `residency` serves it. While it
-    moves, `successor` loads elsewhere to take over, and those `leaving` have served or were to: they end.
+    goes instead; it uses only devices that are `allowed`, None for any, and is `elsewhere` while those that
+    it is for are not there. `tried` is the last try to place it, None if it has to be tried. `evicted_for` is
+    who needed its room last. `residency` serves it. While it moves, `successor` loads elsewhere to take over,
+    and those `leaving` have served or were to: they end. `load_costs` are how soon it loads on each node.
     Those `aside` are on nodes that do not answer: they may serve again. A drained device moves it again at
     `move_again_at`.
 
@@ -67,6 +70,7 @@ class ModelState:
     needs: DeviceNeeds
     pinned: bool
     allowed: tuple[DeviceId, ...] | None = None
+    elsewhere: bool = False
     tried: Attempt | None = None
     demand: Demand = field(default_factory=Demand)
     queue: list[Ticket] = field(default_factory=list)
@@ -90,6 +94,7 @@ class ModelState:
     keep_alive_s: float | None = None
     removed: bool = False
     last_waiting_text: str = ""
+    load_costs: Mapping[str, LoadCost] = field(default_factory=dict)
     copy: int = 1
     copy_of: ModelState | None = field(default=None, repr=False)
     copies: list[ModelState] = field(default_factory=list)
@@ -115,6 +120,11 @@ class ModelState:
     def fit(self) -> Fit:
         """How it is placed."""
         return self.needs.fit
+
+    def load_cost_s(self, node: str | None) -> float:
+        """Return how long its file takes to load on a node; 0 if that is unknown, infinite if it cannot."""
+        cost = self.whole.load_costs.get(node or "")
+        return 0.0 if cost is None else math.inf if cost.seconds is None else cost.seconds
 
     @property
     def waits_since(self) -> float | None:

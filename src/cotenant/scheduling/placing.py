@@ -1,7 +1,7 @@
 """Places cold models: in which order, on which devices, and which models are evicted for them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -122,13 +122,35 @@ def choose_fits(state: State, models: Iterable[ModelState]) -> None:
             elsewhere = spec.elsewhere([budget.device for budget in present])
             if elsewhere is not None and not isinstance(fit(present), Placement):
                 fit = elsewhere
-        model.allowed, model.tried = None, None
+        model.allowed, model.tried, model.elsewhere = None, None, fit is not spec.fit
         if spec.allows is not None and present is not None and fit is spec.fit:
             model.allowed = tuple(budget.device.id for budget in present if spec.allows(budget.device))
         if spec.is_unclear and spec.is_unclear([r.device for r in state.ledger.readings.values()]):
             fit, model.allowed = _always(spec.fit(state.ledger.whole())), ()
+        absent: dict[str | None, str] = {}
+        absent |= {node: cost.why for node, cost in model.load_costs.items() if cost.seconds is None}
+        if absent:
+            fit = _not_on(absent, fit)
+            here = model.allowed if model.allowed is not None else state.ledger.readings
+            known = state.ledger.readings
+            model.allowed = tuple(each for each in here if known[each].device.node not in absent)
         if fit is not model.fit:
             model.needs = DeviceNeeds(fit)
+
+
+def _not_on(nodes: Mapping[str | None, str], fit: Fit) -> Fit:
+    """Return a plan that leaves out nodes, for reasons."""
+
+    def elsewhere(budgets: Sequence[Budget]) -> Placement | Refusal:
+        why = [nodes.get(budget.device.node) for budget in budgets]
+        return fit(
+            [
+                budget if reason is None else replace(budget, budget_bytes=0, left_out=reason)
+                for budget, reason in zip(budgets, why, strict=True)
+            ]
+        )
+
+    return elsewhere
 
 
 def _always(answer: Placement | Refusal) -> Fit:
@@ -205,7 +227,8 @@ def _place(now: _Pass, model: ModelState, out: Outbox) -> None:
         if model.queue:
             count, longest = len(model.queue), format_duration(longest_wait_s(model, out.at))
             why = f"{'1 request waits' if count == 1 else f'{count} requests wait'}, the first for {longest}"
-        if model.whole.fit is not model.whole.spec.fit:
+        why += _why_on(state, model, now_free.node)
+        if model.whole.elsewhere:
             why += "; warning: it may not be on these devices, but those that it is for are not there"
         start(state, model, now_free, out, why)
         now.room_changes()
@@ -230,6 +253,24 @@ def _place(now: _Pass, model: ModelState, out: Outbox) -> None:
     else:
         text = "waits for room: what is loaded is in use, pinned or likely to be used at once"
         _publish_waiting(model, out, "; ".join((text, *state.ledger.silent.values(), *state.ledger.full())))
+
+
+def _why_on(state: State, model: ModelState, node: str | None) -> str:
+    """Return as a clause that a model's file loads sooner on a node than on others, if that is so."""
+    costs = {each: model.load_cost_s(each) for each in state.ledger.devices.node_names()}
+    slowest = max(costs, key=lambda each: costs[each], default=None)
+    if slowest is None or costs[slowest] <= model.load_cost_s(node):
+        return ""
+    costs_of = model.whole.load_costs
+    own, other = costs_of.get(node or ""), costs_of[slowest]
+    here = ""
+    if own is not None and own.seconds is not None:
+        here = f"; its file loads on {node} in {format_duration(own.seconds)}, since {own.why}"
+    if other.seconds is None:
+        there = f"its file cannot be loaded on {slowest}, since {other.why}"
+    else:
+        there = f"on {slowest} it would take {format_duration(other.seconds)}, since {other.why}"
+    return f"{here}; {there}"
 
 
 def _nodes_of(state: State, devices: Iterable[DeviceId] | None) -> list[tuple[DeviceId, ...]] | None:

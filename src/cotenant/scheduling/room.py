@@ -51,7 +51,8 @@ class Room:
         """Place a model on one device if it fits there, else on several of one machine, of `nodes` if given.
 
         The first unused device that fits is taken, in planned order; else the fullest one that still fits, so
-        that larger models find contiguous room. A model that is better spread than packed is placed on all
+        that larger models find contiguous room. Of unused ones, or of used ones, those go first on whose
+        machine its file loads soonest. A model that is better spread than packed is placed on all
         devices of a machine at once.
         """
         if not model.spec.together:
@@ -61,7 +62,11 @@ class Room:
                 return placed
         refusal: Refusal | None = None
         best: Placement | None = None
-        for node in (self._ledger.devices.nodes() or [()]) if nodes is None else nodes:
+        machines = [*(self._ledger.devices.nodes() or [()])] if nodes is None else [*nodes]
+        if self._loads_unequally(model):
+            name_of = self._ledger.devices.name_of_node
+            machines.sort(key=lambda node: model.load_cost_s(name_of(node[0]) if node else None))
+        for node in machines:
             budgets = self.budgets(node)
             if budgets and self.is_hopeless(model, budgets):
                 continue
@@ -95,20 +100,30 @@ class Room:
 
     def _alone(self, model: ModelState) -> Placement | None:
         """Place a model on the best single device; None if it fits on none."""
-        ledger, ranks = self._ledger, list[Rank]()
-        if model.allowed is None:
+        ledger, ranks = self._ledger, list[tuple[bool, float, Rank]]()
+        named = model.allowed
+        if named is None and self._loads_unequally(model):
+            named = tuple(ledger.readings)
+        if named is None:
             best = ledger.rooms().best(model.needs, self._not_indexed)
-            ranks = [] if best is None else [best]
+            ranks = [] if best is None else [(best[0], 0.0, best)]
         used = ledger.claimed_devices()
-        others = self._altered.values() if model.allowed is None else map(self._budget, model.allowed)
-        for budget in others:
+        for budget in self._altered.values() if named is None else map(self._budget, named):
             device = budget.device.id
             if budget.left_out is None and model.needs.fits(self.kind(model, device), budget.budget_bytes):
-                ranks.append(rank(ledger.devices.place(device), budget.budget_bytes, used=device in used))
+                ranked = rank(ledger.devices.place(device), budget.budget_bytes, used=device in used)
+                cost = 0.0 if named is None else model.load_cost_s(budget.device.node)
+                ranks.append((ranked[0], cost, ranked))
         if not ranks:
             return None
-        placed = model.fit([self._budget(ledger.devices.order[place_of(min(ranks))])])
+        placed = model.fit([self._budget(ledger.devices.order[place_of(min(ranks)[2])])])
         return placed if isinstance(placed, Placement) else None
+
+    def _loads_unequally(self, model: ModelState) -> bool:
+        """Whether a model's file loads sooner on some machines than on others."""
+        if not model.whole.load_costs:
+            return False
+        return len({model.load_cost_s(node) for node in self._ledger.devices.node_names()}) > 1
 
     def _budget(self, device: DeviceId) -> Budget:
         freed, leaving = self.freed.get(device, 0), self.leaving.get(device, 0)

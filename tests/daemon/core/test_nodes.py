@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
+from cotenant.config.configuration import Configuration
+from cotenant.config.values.nodes import NodesSettings
+from cotenant.daemon.core.inputs import DaemonInputs
+from cotenant.daemon.main import run
 from cotenant.domain.devices import Device, DeviceId, DeviceKind, GpuProcess, Reading
-from cotenant.domain.errors import EngineDied
+from cotenant.domain.errors import BadSetting, EngineDied
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.units import GIB
 from cotenant.planning.ledger import DeviceReading
@@ -109,6 +115,13 @@ async def test_requests_on_a_lost_node_are_told_so_if_they_break_and_its_engine_
     assert [*daemon.loop.effects.running] == [daemon.loop.scheduler.state.models["m1"].residency]
     await daemon.loop.stop(0)
     assert not lost.graces
+
+
+def test_a_daemon_that_cannot_use_other_machines_says_so_and_does_not_begin() -> None:
+    configuration = Configuration(nodes=NodesSettings())
+    inputs = DaemonInputs(configuration, None, None, None)  # type: ignore[arg-type]
+    with pytest.raises(BadSetting, match="cannot use other machines yet"):
+        run(inputs, None)  # type: ignore[arg-type]
 
 
 async def test_a_suspended_model_is_told_as_that() -> None:

@@ -82,7 +82,7 @@ class ActiveConfiguration:
             replace(budget, budget_bytes=max(0, budget.budget_bytes - taken[budget.device.id]))
             for budget in state.ledger.whole()
         ]
-        request, allowed = entry.request, only_allowed(left, entry.gpus)
+        request, allowed = entry.request, only_allowed(left, entry)
 
         def search() -> str:
             result = plan(request, allowed, rules)

@@ -71,10 +71,10 @@ def spec_of(
     lay_out = leave_to_engine if use_fit_params else place
 
     def fit(budgets: Sequence[Budget]) -> Placement | Refusal:
-        unclear = unclear_index(entry.gpus, [budget.device for budget in budgets])
+        unclear = _unclear(entry, [budget.device for budget in budgets])
         if unclear is not None:
             return Refusal(entry.name, f"`gpus: [{', '.join(entry.gpus)}]` is not clear: {unclear}")
-        return lay_out_or_refuse(only_allowed(budgets, entry.gpus))
+        return lay_out_or_refuse(only_allowed(budgets, entry))
 
     def lay_out_or_refuse(budgets: Sequence[Budget]) -> Placement | Refusal:
         try:
@@ -85,10 +85,11 @@ def spec_of(
 
     def elsewhere(devices: Sequence[Device]) -> Fit | None:
         missing = any(not any(may_use([name], device) for device in devices) for name in entry.gpus)
-        return lay_out_or_refuse if missing else None
+        nodes_alone = replace(entry, gpus=())
+        return (lambda those: lay_out_or_refuse(only_allowed(those, nodes_alone))) if missing else None
 
-    def is_unclear(devices: Sequence[Device]) -> bool:
-        return unclear_index(entry.gpus, devices) is not None
+    def allows(device: Device) -> bool:
+        return may_use(entry.gpus, device) and may_be_on(entry.nodes, device)
 
     may_move = bool(entry.gpus) and entry.gpus_fallback and recipe.engine is not EngineKind.OLLAMA
     as_fits = recipe.n_gpu_layers == MOST_LAYERS or recipe.n_cpu_moe == FEWEST_EXPERTS
@@ -96,9 +97,11 @@ def spec_of(
     return ModelSpec(
         entry.name,
         fit,
-        allows=(lambda device: may_use(entry.gpus, device)) if entry.gpus else None,
+        allows=allows if entry.gpus or entry.nodes else None,
         elsewhere=elsewhere if may_move else None,
-        is_unclear=is_unclear if any(name.isdecimal() for name in entry.gpus) else None,
+        is_unclear=(lambda devices: _unclear(entry, devices) is not None)
+        if any(name.isdecimal() for name in entry.gpus)
+        else None,
         together=spread or bool(recipe.tensor_split) or not recipe.smart_split,
         slots=recipe.parallel,
         keep_alive_s=entry.keep_alive_s,
@@ -122,14 +125,27 @@ def as_learned(entry: ModelEntry, seen_bytes: int | None) -> ModelEntry:
     return entry if seen_bytes is None or stated else replace(entry, stated_bytes=seen_bytes)
 
 
-def only_allowed(budgets: Sequence[Budget], gpus: Sequence[str]) -> list[Budget]:
-    """Leave out the devices that a model's `gpus:` does not name."""
-    return [
-        budget
-        if may_use(gpus, budget.device)
-        else replace(budget, budget_bytes=0, left_out="the model's `gpus:` names other devices")
-        for budget in budgets
-    ]
+def only_allowed(budgets: Sequence[Budget], entry: ModelEntry) -> list[Budget]:
+    """Leave out the devices that a model's `gpus:` and `nodes:` do not name."""
+
+    def allowed(budget: Budget) -> Budget:
+        key = "gpus" if may_be_on(entry.nodes, budget.device) else "nodes"
+        if key == "gpus" and may_use(entry.gpus, budget.device):
+            return budget
+        what = "devices" if key == "gpus" else "machines"
+        return replace(budget, budget_bytes=0, left_out=f"the model's `{key}:` names other {what}")
+
+    return [*map(allowed, budgets)]
+
+
+def may_be_on(nodes: Sequence[str], device: Device) -> bool:
+    """Whether a model's `nodes:` names the machine of a device, or any."""
+    return not nodes or (device.node or "").lower() in nodes
+
+
+def _unclear(entry: ModelEntry, devices: Sequence[Device]) -> str | None:
+    """Return why an index in a model's `gpus:` means no certain device of its machines."""
+    return unclear_index(entry.gpus, [device for device in devices if may_be_on(entry.nodes, device)])
 
 
 def may_use(gpus: Sequence[str], device: Device) -> bool:

@@ -1,0 +1,1 @@
+"""What single keys hold that are more than a scalar; sections and their defaults are no business of these."""
