@@ -17,16 +17,25 @@ from cotenant.domain.decisions import (
     WarmStatus,
 )
 from cotenant.domain.devices import Device, Inventory
-from cotenant.domain.engines import NO_OPTIONS, Endpoint, EngineBuild, EngineEnd, EngineOptions, EngineReport
+from cotenant.domain.engines import (
+    ALONE,
+    NO_OPTIONS,
+    Companions,
+    Endpoint,
+    EngineBuild,
+    EngineEnd,
+    EngineOptions,
+    EngineReport,
+)
 from cotenant.domain.errors import EngineDied, EngineHung, ModelUnloaded
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.fragmentation import Defragmentation, Fragmentation
 from cotenant.domain.histograms import Histogram
 from cotenant.domain.hub import PullStep
 from cotenant.domain.launching import ON_HOST, LaunchOptions
-from cotenant.domain.models import ModelKind, ModelShape, Projector, Recipe
+from cotenant.domain.models import ModelKind, ModelShape, Recipe
 from cotenant.domain.moves import MovePlan
-from cotenant.domain.placements import Budget, Placement, Refusal
+from cotenant.domain.placements import Budget, Placement, PlanQuery, Refusal
 from cotenant.domain.requests import GuestTerms, RequestRules, ServedModel
 
 
@@ -51,6 +60,7 @@ class EngineOrder:
     kind: ModelKind
     placement: Placement
     projector_path: Path | None = None
+    companions: Companions = ALONE
     env: Mapping[str, str] = field(default_factory=dict)
     args: Sequence[str] = ()
     options: EngineOptions = NO_OPTIONS
@@ -280,30 +290,6 @@ class Mover(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class PlanQuery:
-    """What to plan, and on what, without loading it.
-
-    The model is a served one (`model`), a file (`path`), or what `shape` states for a file named `name`, with
-    a `projector`. `recipe` are the fields of a Recipe that replace the model's own or, if
-    it has none, the configured ones. `gpus` describes GPUs that replace the detected ones. `beside_loaded`
-    counts the memory of Cotenant's models as taken; otherwise they may be evicted. Bytes that are None are
-    the configured ones.
-    """
-
-    model: str | None = None
-    path: str | None = None
-    shape: ModelShape | None = None
-    name: str = ""
-    projector: Projector | None = None
-    recipe: Mapping[str, object] = field(default_factory=dict)
-    gpus: str | None = None
-    beside_loaded: bool = False
-    reserve_bytes: int | None = None
-    min_budget_bytes: int | None = None
-    overhead_bytes: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class PlanAnswer:
     """The plan of a model: the result for `budgets`, in planned order, with its inputs.
 
@@ -327,6 +313,7 @@ class PlanAnswer:
     problems: tuple[str, ...] = ()
     without_projector: bool = False
     by_engine: bool = False
+    companions: Companions = ALONE
 
 
 class Planner(Protocol):

@@ -13,6 +13,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cotenant.analysis.drafts import draft_problem
 from cotenant.config import scalars
 from cotenant.config.configuration import Configuration
 from cotenant.config.environment import notes
@@ -25,7 +26,8 @@ from cotenant.domain.errors import BadSetting
 from cotenant.domain.models import ALL_LAYERS, CacheType, FlashAttention, ModelKind
 from cotenant.domain.units import MIB
 from tests.config.conftest import Reader
-from tests.support.models.gguf_models import build_tiny_embedder, projector
+from tests.support.models.gguf_models import build_tiny_embedder, build_tiny_llama, projector
+from tests.support.models.real_shapes import real_shape
 
 DOCS = Path(__file__).parents[2] / "docs"
 TINY = "models: [{path: models/tiny.gguf}]\n"
@@ -336,6 +338,27 @@ def test_an_entry_takes_the_projector_beside_it_unless_told_not_to(read: Reader,
     assert read("models: [{path: models/tiny.gguf, mmproj: none}]").models[0].projector_path is None
     with pytest.raises(BadSetting, match="is a vision projector"):
         read("models: [{path: models/mmproj-F16.gguf}]")
+
+
+def test_a_draft_is_read_with_its_model(read: Reader, folder: Path) -> None:
+    draft = build_tiny_llama(folder / "models" / "small.gguf")
+    (model,) = read("models: [{path: models/tiny.gguf, draft: models/small.gguf}]").models
+    assert model.companions.draft == str(draft)
+    assert model.request.draft == model.draft == model.shape
+    assert len(model.signature) == 2
+    small = real_shape("llama-3b-tied")
+    assert draft_problem(model.shape, small) == (
+        f"cannot be a draft: its vocabulary has {small.n_vocab:,} tokens, that of the model 399"
+    )
+    projector(folder / "models" / "see.gguf")
+    for entry, says in (
+        ("draft: models/none.gguf", "does not exist"),
+        ("draft: models/see.gguf", "both models have to generate text"),
+    ):
+        with pytest.raises(BadSetting, match=says):
+            read(f"models: [{{path: models/tiny.gguf, {entry}}}]")
+    with pytest.raises(BadSetting, match="vllm takes no draft"):
+        read("models: [{engine: vllm, path: models, draft: models/small.gguf}]")
 
 
 def test_the_file_is_looked_for_where_it_was_told_then_here_then_at_home(

@@ -23,11 +23,10 @@ from cotenant.domain.devices import (
 )
 from cotenant.domain.errors import BadRecipe, QueueFull, UnsupportedModelFile
 from cotenant.domain.models import ModelKind
-from cotenant.domain.placements import Placement
+from cotenant.domain.placements import Placement, PlanQuery
 from cotenant.domain.units import GIB
 from cotenant.domain.vendors import InventorySource
 from cotenant.gateway.plans.command import plan_command, serve_command
-from cotenant.interfaces import PlanQuery
 from cotenant.model_files import load_model
 from tests.support.daemon.planner import entry, inventory, planner
 from tests.support.models.gguf_models import build_tiny_llama

@@ -29,9 +29,11 @@ LLAMA_TAKES = {
     "`split_mode:`": "-sm --split-mode",
     "`gpus:`": "-dev --device -mg --main-gpu --rpc",
     "`mmap` or `mlock:`": "-lm --load-mode --mlock --no-mmap -dio",
+    "`draft:`": "-md --model-draft --spec-draft-model --model_draft -hfd -ngld --spec-draft-ngl -devd",
     "`mmproj:`": "-mm --mmproj -mmu --mmproj-url --no-mmproj --no-mmproj-offload -mmdev",
     "--use-fit-params": "-fit --fit -fitt --fit-target -fitc --fit-ctx",
-    NO_KEY: "--swa-full -nkvo --no-kv-offload -ncffn -cram --cache-ram "
+    NO_KEY: "-ctkd -ctvd --spec-draft-type-k -otd -ncmoed -cd "
+    "--swa-full -nkvo --no-kv-offload -ncffn -cram --cache-ram "
     "--fim-qwen-7b-default --gpt-oss-20b-default",
 }
 VLLM_OPENS = {
@@ -93,6 +95,14 @@ def test_an_argument_that_opens_the_engine_or_brings_bytes_is_refused_with_what_
 )
 def test_what_is_harmless_is_not_refused(kind: EngineKind, args: list[str]) -> None:
     assert refused_argument(kind, args, {}) is None
+
+
+def test_ways_to_draft_that_bring_another_model_or_more_layers_are_refused() -> None:
+    for value, says in (("draft-simple", "`draft:`"), ("ngram-mod,draft-mtp", NO_KEY)):
+        for args in (["--spec-type", value], [f"--spec-type={value}"]):
+            refused = refused_argument(LLAMA, args, {})
+            assert refused is not None
+            assert says in refused.hint
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ range of units, so its bytes are a function of the range and of a few facts abou
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Final
 
@@ -28,6 +28,8 @@ from cotenant.domain.models import (
 
 _CONTEXT_PAD: Final = 256
 _COPIES: Final = 4  # GGML_SCHED_MAX_COPIES, a build-time constant of llama.cpp
+DRAFTED_TOKENS: Final = 3
+"""Tokens that a draft guesses at a time, as llama.cpp has it by default."""
 _F32: Final = 4
 _F16: Final = 2
 
@@ -81,24 +83,44 @@ def layer_kv_bytes(layer: LayerShape, recipe: Recipe, geometry: CacheGeometry, v
     return state + cells * geometry.streams * row
 
 
+def draft_recipe(recipe: Recipe, n_ctx: int) -> Recipe:
+    """Return how llama.cpp runs a draft, given the context of the model that verifies.
+
+    `common_base_params_to_speculative`: as that model, on as many tokens, with a cache of its own types.
+    """
+    f16 = CacheType.F16
+    return replace(recipe, n_ctx=n_ctx, n_cpu_moe=0, cache_type_k=f16, cache_type_v=f16)
+
+
 class Costs:
     """What any range of units needs on a device, for one shape and one recipe, in constant time.
 
     `begin` is the first unit that leaves host RAM: 0 for full offload, `n_layers + 1` for none. The experts
     of the recipe's first `n_cpu_moe` blocks stay there, too (llama.cpp's `--n-cpu-moe`: the tensors that
     `LLM_FFN_EXPS_REGEX` of `common/common.h` names), so such a model has no pipeline copies.
-    `projector` is charged to the first device. Compute sizes are exact unless `compute_estimated`.
+    `projector` and `draft`, a smaller model that guesses tokens, are charged to the first device. Compute
+    sizes are exact unless `compute_estimated`.
     """
 
     def __init__(
-        self, shape: ModelShape, recipe: Recipe, *, begin: int = 0, projector: Projector | None = None
+        self,
+        shape: ModelShape,
+        recipe: Recipe,
+        *,
+        begin: int = 0,
+        projector: Projector | None = None,
+        draft: ModelShape | None = None,
     ) -> None:
         self.shape = shape
         self.recipe = recipe
         self.begin = begin
         self.geometry = cache_geometry(recipe, shape.sliding_window)
         self.n_units = shape.n_layers + 1
+        self.draft = None if draft is None else Costs(draft, draft_recipe(recipe, self.geometry.n_ctx))
         self.projector = projector.parts(recipe) if projector else Parts()
+        self.first = self.projector
+        if self.draft is not None:
+            self.first += self.draft.parts(0, self.draft.n_units, many=False)
         widest_v = max((layer.v_elements for layer in shape.layers), default=0)
         self.kv = [layer_kv_bytes(layer, recipe, self.geometry, widest_v) for layer in shape.layers] + [0]
         self.experts_of = recipe.n_cpu_moe if isinstance(recipe.n_cpu_moe, int) else 0
@@ -132,6 +154,8 @@ class Costs:
     def compute_estimated(self) -> bool:
         """Whether the compute formula is used beyond the cases for which it was checked."""
         quantised = self.recipe.cache_type_k.quantised or self.recipe.cache_type_v.quantised
+        if self.draft is not None and self.draft.compute_estimated:
+            return True
         return not self.shape.compute_known or self.begin > 0 or quantised or self.projector.compute > 0
 
     def parts(self, start: int, stop: int, *, many: bool, overhead_bytes: int = 0) -> Parts:
@@ -142,14 +166,14 @@ class Costs:
         weights = self._weights_before[stop] - self._weights_before[start] + self.shape.shared_bytes
         compute = self._peaks(start, stop) + (self._inputs_many if many else self._inputs_single)
         if first:
-            weights += self.projector.weights
-            compute += self.projector.compute + self._first_extra_compute
-        return Parts(
+            compute += self._first_extra_compute
+        own = Parts(
             weights=weights,
             kv=self._kv_before[stop] - self._kv_before[start],
             compute=compute,
             overhead=overhead_bytes,
         )
+        return own + self.first if first else own
 
     def total(self, start: int, stop: int, many: bool) -> int:
         """Return `parts(…).total` without overhead, fast: searches call it."""
@@ -159,7 +183,7 @@ class Costs:
         total += self._kv_before[stop] - self._kv_before[start] + self._peaks(start, stop)
         total += self._inputs_many if many else self._inputs_single
         if start == self.begin:
-            total += self.projector.total + self._first_extra_compute
+            total += self.first.total + self._first_extra_compute
         return total
 
     def read_bytes(self, start: int, stop: int) -> int:
@@ -190,11 +214,12 @@ class Costs:
             compute += self._hidden_bytes() + self._mask_bytes()
         if self.hosted_experts:
             compute += _F32 * self._tokens() * self._expert_width()
-        return Parts(
+        own = Parts(
             weights=self.shape.input_bytes + self._weights_before[resident] + self.hosted_experts,
             kv=self._kv_before[resident],
             compute=compute,
         )
+        return own if self.draft is None else own + self.draft.host(many=False)
 
     def all_on_host(self) -> Parts:
         """Return the bytes of the whole model in host RAM; there a tied output needs no second copy."""
@@ -203,7 +228,8 @@ class Costs:
         weights = min(self.shape.tensor_bytes, loaded) + self.projector.weights
         compute = self._peaks(0, self.n_units) + self._hidden_bytes() + self._mask_bytes()
         compute += self.projector.compute
-        return Parts(weights=weights, kv=self._kv_before[-1], compute=compute)
+        own = Parts(weights=weights, kv=self._kv_before[-1], compute=compute)
+        return own if self.draft is None else own + self.draft.all_on_host()
 
     def _idle(self, expert_bytes: int) -> int:
         """Return what one token does not read of the bytes of so many experts."""
@@ -273,10 +299,14 @@ class Costs:
         return needed
 
     def _output_compute(self) -> int:
-        """Return logits and normed state: one row per slot for a server, all states for embeddings."""
+        """Return logits and normed state: one row per slot for a server, all states for embeddings.
+
+        With a draft there is a row more for each token that is guessed (`server_output_limits`).
+        """
         if self.shape.kind.pools:
             return 2 * self._hidden_bytes()
-        return _F32 * self.recipe.parallel * (self.shape.n_vocab + self.shape.n_embd)
+        rows = self.recipe.parallel * (1 if self.draft is None else 1 + DRAFTED_TOKENS)
+        return _F32 * rows * (self.shape.n_vocab + self.shape.n_embd)
 
     def _offloaded_matrix_bytes(self) -> int:
         """Return the bytes on the first GPU for a weight that stays in RAM: large batches multiply it there.

@@ -82,7 +82,8 @@ def _verified(
 ) -> tuple[Sequence[Comparison], str]:
     from cotenant.daemon.verification import verify
 
-    return verify(given.request, placement, given.rules, given.path, args.llama_server)
+    files = given.path, given.companions
+    return verify(given.request, placement, given.rules, files, args.llama_server)
 
 
 def _as_json(shape: ModelShape) -> dict[str, object]:

@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from cotenant.analysis.drafts import draft_problem
 from cotenant.cli.flags import (
     add_device_options,
     add_setting,
@@ -25,8 +26,16 @@ from cotenant.config.model_file_cache import Library, ModelFile
 from cotenant.config.models_dir import find_projector
 from cotenant.config.names import clean_name
 from cotenant.domain.devices import Inventory
+from cotenant.domain.engines import Companions
 from cotenant.domain.errors import BadRecipe, UnsupportedModelFile, UsageError
-from cotenant.domain.models import ModelKind, Recipe, check_fit_params, check_recipe, with_micro_batch
+from cotenant.domain.models import (
+    ModelKind,
+    ModelShape,
+    Recipe,
+    check_fit_params,
+    check_recipe,
+    with_micro_batch,
+)
 from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.domain.profiles import recipe_values
 from cotenant.domain.settings import setting_of, settings_of
@@ -48,7 +57,7 @@ class PlanInput:
     budgets: tuple[Budget, ...]
     rules: BudgetRules
     projector: Path | None
-
+    companions: Companions
     by_engine: bool
 
     def plan(self) -> Placement | Refusal:
@@ -66,6 +75,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         type=file_path,
         metavar="FILE|none",
         help="the vision projector of the model (default: the one in its folder)",
+    )
+    parser.add_argument(
+        "--draft",
+        type=file_path,
+        metavar="FILE",
+        help="a smaller GGUF of the same vocabulary, which guesses tokens for the model",
     )
     add_device_options(parser)
     add_setting(parser, setting_of(ModelDefaults, "profile"))
@@ -123,12 +138,17 @@ def read_plan_input(args: argparse.Namespace, path: Path, *, name: str | None = 
     return PlanInput(
         path=path,
         request=PlanRequest(
-            name or clean_name(path), shape, with_micro_batch(recipe, shape.kind), projector_needs
+            name or clean_name(path),
+            shape,
+            with_micro_batch(recipe, shape.kind),
+            projector_needs,
+            draft=_draft(args, shape),
         ),
         inventory=inventory,
         budgets=budgets(inventory, rules),
         rules=rules,
         projector=None if projector is None else projector.path,
+        companions=Companions(draft=args.draft and str(args.draft)),
         by_engine=args.use_fit_params,
     )
 
@@ -144,6 +164,15 @@ def _projector(args: argparse.Namespace, path: Path) -> ModelFile | None:
             f"{args.mmproj} is not a vision projector", hint="--mmproj takes an mmproj file."
         )
     return projector
+
+
+def _draft(args: argparse.Namespace, shape: ModelShape) -> ModelShape | None:
+    if args.draft is None:
+        return None
+    draft = Library().open(args.draft).shape
+    if (problem := draft_problem(shape, draft)) is not None:
+        raise UnsupportedModelFile(f"{args.draft} {problem}", hint="Give a smaller model of the same family.")
+    return draft
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -173,7 +202,7 @@ def run(args: argparse.Namespace) -> int:
 
 def print_plan(given: PlanInput, result: Placement | Refusal) -> None:
     """Print recipe, devices, the plan or the refusal, and warnings."""
-    print(recipe_line(given.request.recipe, given.projector, given.request.projector))
+    print(recipe_line(given.request.recipe, given.projector, given.request.projector, given.companions))
     print(*device_lines(given.inventory, given.budgets, given.rules.order), sep="\n")
     print()
     print(*result_lines(result), sep="\n")
@@ -184,4 +213,5 @@ def print_json(given: PlanInput, result: Placement | Refusal, **more: object) ->
     described = plan_as_json(result, given.budgets, given.request.shape.n_layers)
     taken = given.request.projector
     described["projector"] = taken and {"path": str(given.projector), "bytes": taken.weights}
+    described["draft"] = given.companions.draft
     print(json.dumps({**described, **more}, indent=2, ensure_ascii=False))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cotenant.analysis.calibration import Comparison
 from cotenant.domain.devices import Device, DeviceOrder, Inventory
+from cotenant.domain.engines import Companions
 from cotenant.domain.models import ModelShape, Parts, Projector, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal, Share
 from cotenant.domain.units import MIB, format_bytes, format_mib, printable
@@ -51,15 +52,22 @@ def analysis_lines(path: object, shape: ModelShape) -> Iterator[str]:
     yield f"  Kind: {shape.kind}   Chat template: {'yes' if shape.chat_template else 'no'}"
 
 
-def recipe_line(recipe: Recipe, path: Path | None, projector: Projector | None) -> str:
-    """Describe how a model will run, and with which projector."""
+def recipe_line(
+    recipe: Recipe, path: Path | None, projector: Projector | None, companions: Companions
+) -> str:
+    """Describe how a model will run, with which projector and which other files."""
     slots = "1 slot" if recipe.parallel == 1 else f"{recipe.parallel} slots"
     shared = "sharing one cache" if recipe.kv_unified else "each with its own cache"
     return (
         f"Recipe: {recipe.n_ctx:,} tokens for {slots}{f' {shared}' if recipe.parallel > 1 else ''}, "
         f"KV {recipe.cache_type_k}/{recipe.cache_type_v}, flash attention {recipe.flash_attention}, "
         f"ubatch {recipe.n_ubatch}, split policy {recipe.split_policy}"
-    ) + (f", projector {path.name} ({format_bytes(projector.weights)})" if path and projector else "")
+    ) + "".join(
+        (
+            f", projector {path.name} ({format_bytes(projector.weights)})" if path and projector else "",
+            f", draft {Path(companions.draft).name}" if companions.draft else "",
+        )
+    )
 
 
 def unified_lines(devices: Sequence[Device]) -> Iterator[str]:

@@ -189,6 +189,8 @@ def one_model(args: argparse.Namespace, path: Path) -> Configuration:
     entry = {"path": str(path), "preload": "true", "keep_alive": keep_alive}
     if args.mmproj:
         entry["mmproj"] = str(args.mmproj)
+    if args.draft:
+        entry["draft"] = str(args.draft)
     folders = ("COTENANT_MODELS_DIR", "OLLAMA_MODELS")
     environment = {name: value for name, value in os.environ.items() if name not in folders}
     configuration = read_configuration(
@@ -230,7 +232,7 @@ class _Terminal:
 
     def planned(self, entry: ModelEntry, result: Placement | Refusal) -> None:
         self._tell(*analysis_lines(entry.path, entry.shape), "")
-        self._tell(recipe_line(entry.recipe, entry.projector_path, entry.projector))
+        self._tell(recipe_line(entry.recipe, entry.projector_path, entry.projector, entry.companions))
         self._tell(*device_lines(self._inventory, self._budgets, self._rules.order), "")
         self._tell(*result_lines(result))
         if isinstance(result, Placement):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cotenant.config.values.nodes import NodesSettings
 from cotenant.domain.advisors import AdvisorMode
 from cotenant.domain.devices import MpsGroup, MpsMode
-from cotenant.domain.engines import NO_OPTIONS, Endpoint, EngineOptions
+from cotenant.domain.engines import ALONE, NO_OPTIONS, Companions, Endpoint, EngineOptions
 from cotenant.domain.keys import ApiKey
 from cotenant.domain.launching import ON_HOST, LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Projector, Recipe
@@ -170,7 +170,8 @@ class ModelEntry:
     `recipe` has every default filled in. `gpus` are indices or UUIDs, empty for any device. It is unloaded
     `keep_alive_s` after its last request, None never; a request waits for it, and then for its answer,
     `timeout_s` at most; an answer takes `answer_timeout_s` at most.
-    `parts` are all its files except the projector; `signature` changes when one of them changes.
+    `parts` are all its files except the projector and the `companions`; `signature` changes when one of them
+    changes. `draft` is what the file of the draft among the companions holds.
     `from_folder` is true if it has no entry and is served because its file is in `models_dir`.
     `path` is None if its file is not read. `options` are further options of its kind of engine, `launch` says
     how its engine is started. `stated_bytes` is the memory that the operator states or, if `stated_is_guess`,
@@ -188,6 +189,8 @@ class ModelEntry:
     parts: tuple[Path, ...]
     projector_path: Path | None = None
     projector: Projector | None = None
+    companions: Companions = ALONE
+    draft: ModelShape | None = None
     aliases: tuple[str, ...] = setting((), "other names for it", flag=None, reads="name", shown="none")
     gpus: tuple[str, ...] = setting(
         (),
@@ -262,7 +265,7 @@ class ModelEntry:
         """The request for the planner."""
         from cotenant.planning.planner import PlanRequest
 
-        return PlanRequest(self.name, self.shape, self.recipe, self.projector, self.stated_bytes)
+        return PlanRequest(self.name, self.shape, self.recipe, self.projector, self.stated_bytes, self.draft)
 
 
 @dataclass(frozen=True, slots=True)

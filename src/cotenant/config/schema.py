@@ -241,6 +241,7 @@ class Model(RecipeSection, RulesSection, section_of(settings_of(ModelEntry))):  
     mmproj: Annotated[str, scalars.projector] | None = optional(
         "its vision projector; default: the one in its folder; none: none"
     )
+    draft: PathText | None = optional("a smaller GGUF of the same vocabulary, which guesses tokens for it")
     image: Text | None = optional("container image of its engine; for apptainer, a .sif file")
     launcher: Annotated[LauncherKind, scalars.member(LauncherKind)] | None = optional(
         "program that starts its engine; default: one that suits the image"

@@ -31,7 +31,7 @@ async def show(request: PageRequest) -> View:
     return View(
         "model.html",
         {"model": facts, "rules": _rules(model)}
-        | {key: model.get(key) for key in ("recipe", "file", "vision")},
+        | {key: model.get(key) for key in ("recipe", "file", "vision", "companions")},
         {
             "head": Part("model-head", "model_head.html", {"model": facts}),
             "engine": Part(

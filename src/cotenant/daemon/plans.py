@@ -18,9 +18,10 @@ from cotenant.domain.decisions import DeviceStatus
 from cotenant.domain.devices import Inventory, Reading
 from cotenant.domain.errors import BadDeviceSpec, BadRequest, QueueFull, UnsupportedModelFile
 from cotenant.domain.models import ModelKind, check_recipe, with_micro_batch
+from cotenant.domain.placements import PlanQuery
 from cotenant.domain.vendors import InventorySource
 from cotenant.hardware.gpus.described import DescribedProbe
-from cotenant.interfaces import Operator, PlanAnswer, PlanQuery
+from cotenant.interfaces import Operator, PlanAnswer
 from cotenant.model_files import load_model
 from cotenant.planning.advice import plan
 from cotenant.planning.budgets import BudgetRules, budgets, host_budget
@@ -118,6 +119,7 @@ def _plan(
         inventory.problems,
         not subject.projector_path and bool(subject.path and find_projector(subject.path, Library())),
         by_engine,
+        subject.companions,
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cotenant.analysis.calibration import Comparison, compare
 from cotenant.daemon.cpu_fallback import place_on_this_machine
+from cotenant.domain.engines import Companions
 from cotenant.domain.models import Parts, Projector
 from cotenant.domain.placements import Placement
 from cotenant.engines.launch.plan import visible_devices
@@ -19,19 +20,20 @@ def verify(
     request: PlanRequest,
     placement: Placement,
     rules: BudgetRules,
-    model_path: Path,
+    files: tuple[Path, Companions],
     llama_server: Path | None,
 ) -> tuple[tuple[Comparison, ...], str]:
     """Return planned against rehearsed bytes per device, and the engine's version.
 
-    Described GPUs cannot be rehearsed: the comparison is then of the same model in host RAM. The projector is
-    left out on both sides. Raises EngineError.
+    `files` are the model's own and its companions. Described GPUs cannot be rehearsed: the comparison is then
+    of the same model in host RAM. The projector is left out on both sides. Raises EngineError.
     """
     plain = replace(request, projector=None)
     running = place_on_this_machine(plain, _without(placement, request.projector), rules, rehearsal=True)
     if not isinstance(running, Placement):
         raise AssertionError(f"a rehearsal needs no memory, yet was refused: {running.reason}")
-    order = EngineOrder(request.name, model_path, request.shape.kind, running)
+    model_path, companions = files
+    order = EngineOrder(request.name, model_path, request.shape.kind, running, companions=companions)
     build = choose(discover(llama_server), visible_devices(order))
     report = rehearse(build, order)
     return compare(running, report), f"{build.form} {build.version}"

@@ -71,6 +71,9 @@ _REFUSED: Final[Mapping[EngineKind, Sequence[tuple[tuple[str, str], str]]]] = {
                 "gpus": "--device -dev --main-gpu -mg --rpc",
                 "mmap` or `mlock": "--load-mode -lm --mmap --no-mmap --mlock --direct-io -dio "
                 "--lazy-mode -lzm",
+                "draft": "--model-draft -md --spec-draft-model --spec-draft-hf --hf-repo-draft -hfd -hfrd "
+                "--gpu-layers-draft --n-gpu-layers-draft -ngld --spec-draft-ngl --device-draft -devd "
+                "--spec-draft-device --mtp --dflash --eagle3",
                 "mmproj": "--mmproj -mm --mmproj-url -mmu --mmproj-auto --no-mmproj --no-mmproj-auto "
                 "--mmproj-offload --no-mmproj-offload --mmproj-device -mmdev",
             }.items()
@@ -82,7 +85,11 @@ _REFUSED: Final[Mapping[EngineKind, Sequence[tuple[tuple[str, str], str]]]] = {
         (
             (_UNPLANNED, _NO_KEY),
             "--swa-full --kv-offload --no-kv-offload -kvo -nkvo --n-cpu-ffn -ncffn "
-            "--no-host --cache-ram -cram --embd-gemma-default --fim-qwen- --gpt-oss- --vision-gemma-",
+            "--no-host --cache-ram -cram --ctx-size-draft -cd --cache-type-k-draft -ctkd --spec-draft-type- "
+            "--cache-type-v-draft -ctvd --spec-draft-cache-type- --override-tensor-draft -otd "
+            "--spec-draft-override-tensor --cpu-moe-draft -cmoed --spec-draft-cpu-moe --n-cpu-moe-draft "
+            "-ncmoed --spec-draft-n-cpu-moe --spec-draft-ncmoe --embd-gemma-default "
+            "--fim-qwen- --gpt-oss- --vision-gemma-",
         ),
     ),
     EngineKind.VLLM: (
@@ -115,6 +122,10 @@ _REFUSED: Final[Mapping[EngineKind, Sequence[tuple[tuple[str, str], str]]]] = {
 line is ours. Short names, and those of variables and of the embedded engine's settings, are here, too."""
 
 _REFUSED_VALUES: Final[Mapping[EngineKind, Sequence[tuple[str, re.Pattern[str], str]]]] = {
+    EngineKind.LLAMA_CPP: (
+        ("--spec-type", re.compile(r"draft-simple|.*,draft-simple"), "Give the other model as `draft:`."),
+        ("--spec-type", re.compile(r"draft-|.*,draft-"), _NO_KEY),
+    ),
     EngineKind.VLLM: (("--dtype", re.compile(r"float(32)?$"), _NO_KEY),),
 }
 """Arguments that are refused with some values alone: name, values, what to do instead."""

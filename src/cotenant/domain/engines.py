@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -182,3 +183,22 @@ class EngineOptions:
 
 
 NO_OPTIONS = EngineOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Companions:
+    """What an engine loads besides a model and its projector, as absolute paths.
+
+    `draft` is a smaller model of the same vocabulary: it guesses tokens that the model then verifies.
+    """
+
+    draft: str | None = None
+
+    def files(self) -> Iterator[str]:
+        """Yield the paths of all files."""
+        if self.draft is not None:
+            yield self.draft
+
+
+ALONE: Final = Companions()
+"""Of a model that has none."""

@@ -1,12 +1,13 @@
-"""The placement of a model, or the reason why there is none."""
+"""The placement of a model, or the reason why there is none; and how to ask for it without loading."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
 from cotenant.domain.devices import Device, DeviceKind
-from cotenant.domain.models import Parts, Recipe
+from cotenant.domain.models import ModelShape, Parts, Projector, Recipe
 
 MAX_DEVICES: Final = 15
 """`--tensor-split` takes one value fewer than llama.cpp's `llama_max_devices`, 16 (`common/arg.cpp`)."""
@@ -145,3 +146,27 @@ class Refusal:
     shortfalls: tuple[Shortfall, ...] = ()
     remedies: tuple[Remedy, ...] = ()
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PlanQuery:
+    """What to plan, and on what, without loading it.
+
+    The model is a served one (`model`), a file (`path`), or what `shape` states for a file named `name`, with
+    a `projector`. `recipe` are the fields of a Recipe that replace the model's own or, if
+    it has none, the configured ones. `gpus` describes GPUs that replace the detected ones. `beside_loaded`
+    counts the memory of Cotenant's models as taken; otherwise they may be evicted. Bytes that are None are
+    the configured ones.
+    """
+
+    model: str | None = None
+    path: str | None = None
+    shape: ModelShape | None = None
+    name: str = ""
+    projector: Projector | None = None
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    gpus: str | None = None
+    beside_loaded: bool = False
+    reserve_bytes: int | None = None
+    min_budget_bytes: int | None = None
+    overhead_bytes: int | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-from cotenant.domain.engines import EngineBuild, EngineReport
+from cotenant.domain.engines import ALONE, Companions, EngineBuild, EngineReport
 from cotenant.domain.models import ModelKind, Recipe
 from cotenant.domain.placements import Placement
 
@@ -70,8 +70,8 @@ class ModelFile:
 class ServedModel:
     """A model that clients may name; `created_at` is Unix seconds. Unknown is None.
 
-    `recipe` is how it runs when it is loaded; `vision` says that it takes images, `hearing` sounds. Requests
-    follow `rules`, or those of the variant that they name.
+    `recipe` is how it runs when it is loaded, with its `companions`; `vision` says that it takes images,
+    `hearing` sounds. Requests follow `rules`, or those of the variant that they name.
     """
 
     name: str
@@ -87,6 +87,7 @@ class ServedModel:
     file: ModelFile | None = None
     vision: bool = False
     hearing: bool = False
+    companions: Companions = ALONE
     rules: RequestRules = NO_RULES
     variants: Mapping[str, RequestRules] = field(default_factory=dict)
 

@@ -33,7 +33,7 @@ from cotenant.planning.tensor_parallel import place_tensor_parallel
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """A model to place; `projector` is its mmproj.
+    """A model to place; `projector` is its mmproj, `draft` a model that guesses tokens for it.
 
     `stated_bytes` is what it takes of one device, stated by the operator or measured, if that cannot be
     computed from its file; None if unknown.
@@ -44,6 +44,7 @@ class PlanRequest:
     recipe: Recipe
     projector: Projector | None = None
     stated_bytes: int | None = None
+    draft: ModelShape | None = None
 
 
 def place(request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules) -> Placement | Refusal:
@@ -132,7 +133,7 @@ def leave_to_engine(
     used = within.used_shares[0].budget
     budgets = [budget for budget in budgets if budget.device.node == within.node]
     usable = next(group for group in _groups([b for b in usable if b in budgets]) if used in group)
-    costs = Costs(request.shape, recipe, projector=request.projector)
+    costs = Costs(request.shape, recipe, projector=request.projector, draft=request.draft)
     whole, most = costs.parts(0, costs.n_units, many=len(usable) > 1), {}
     for budget in usable:
         overhead = overhead_bytes(budget.device, rules, recipe.engine)
@@ -248,7 +249,7 @@ class _Attempt:
 
     def _costs(self, begin: int, experts: int = 0) -> Costs:
         request, recipe = self.request, replace(self.request.recipe, n_cpu_moe=experts)
-        return Costs(request.shape, recipe, begin=begin, projector=request.projector)
+        return Costs(request.shape, recipe, begin=begin, projector=request.projector, draft=request.draft)
 
     def _problem(self, usable: list[Budget], costs: Costs) -> tuple[SplitProblem, tuple[str, ...]]:
         budgets = tuple(b.budget_bytes - self._overhead(b, costs) for b in usable)

@@ -5,13 +5,17 @@ from typing import Any
 
 import pytest
 
+from cotenant.domain.engine_kinds import EngineKind
+from cotenant.domain.engines import Companions, EngineBuild, EngineDevice, EngineForm
 from cotenant.domain.errors import BadRecipe
 from cotenant.domain.models import CacheType, FlashAttention, ModelKind, SplitMode
 from cotenant.domain.placements import Budget
 from cotenant.domain.units import GIB, MIB
 from cotenant.engines.launch.plan import visible_devices
 from cotenant.engines.llama_cpp.arguments import arguments_for, validate
+from cotenant.engines.llama_cpp.engine import llama_plan
 from cotenant.engines.llama_cpp.host_facts import HostFacts
+from cotenant.interfaces import EngineOrder
 from tests.support.engines.orders import gpu, gpu_order, host_order, share
 
 FACTS = HostFacts(cores=8, has_amx=True)
@@ -63,6 +67,27 @@ def test_experts_in_host_ram_are_named_by_the_engines_own_pattern_and_computed_b
     assert (arguments.threads, arguments.repack) == (8, False)
     assert arguments_for(gpu_order((33,)), FACTS, 1).host_tensors == ""
     assert arguments_for(host_order(MODEL, n_cpu_moe=2), FACTS, 1).host_tensors == ""
+
+
+def test_a_draft_is_whole_on_the_models_first_gpu() -> None:
+    order = replace(gpu_order((20, 13)), companions=Companions(draft="/m/small.gguf"))
+    cards = (EngineDevice("CUDA0", "a"), EngineDevice("CUDA1", "b"))
+    listed = EngineBuild(EngineKind.LLAMA_CPP, EngineForm.EMBEDDED, "python3", "1", cards)
+
+    def told(order: EngineOrder, build: EngineBuild) -> dict[str, Any]:
+        found = json.loads(llama_plan(build, order, arguments_for(order, FACTS, 1)).argv[-1])
+        assert isinstance(found, dict)
+        return found
+
+    assert told(order, listed)["draft_path"] == "/m/small.gguf"
+    assert told(order, listed)["draft_device"] == "CUDA0"
+    assert told(order, replace(listed, devices=()))["draft_device"] == "CUDA0"
+    vulkan = replace(listed, devices=(EngineDevice("Vulkan1", "a"),))
+    assert told(order, vulkan)["draft_device"] == "Vulkan0"
+    on_one = replace(gpu_order((33,)), companions=order.companions)
+    assert told(on_one, listed)["draft_device"] == ""
+    in_ram = replace(host_order(MODEL), companions=order.companions)
+    assert told(in_ram, listed)["draft_device"] == ""
 
 
 def test_without_amx_weights_are_repacked() -> None:

@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from cotenant.analysis.footprint import Costs
+from cotenant.domain.engines import Companions
 from cotenant.domain.errors import EngineLoadFailed
 from cotenant.domain.models import FlashAttention, ModelKind
+from cotenant.domain.units import MIB
 from cotenant.engines.llama_cpp.engine import LlamaEngine, LlamaHost
 from cotenant.interfaces import EngineOrder
 from cotenant.model_files import load_model
@@ -86,6 +89,28 @@ def test_a_model_generates_and_reports_its_memory(
         assert host.parts.compute > 0
 
     run(tmp_path, configured, host_order(tiny), scenario)
+
+
+def test_a_draft_takes_what_is_planned_and_changes_no_answer(
+    tmp_path: Path, configured: Path | None, tiny: Path
+) -> None:
+    async def scenario(engine: LlamaEngine) -> Any:
+        asked = {"prompt": "Once upon", "max_tokens": 24, "temperature": 0, "n_probs": 0}
+        answer = await asyncio.to_thread(post, engine, "/completion", **asked)
+        return engine.report(), answer
+
+    order = host_order(tiny, n_ctx=2048)
+    with_draft = replace(order, companions=Companions(draft=str(tiny)))
+    alone, text = run(tmp_path, configured, order, scenario)
+    both, drafted = run(tmp_path, configured, with_draft, scenario)
+    assert drafted["content"] == text["content"]
+    assert drafted["timings"]["draft_n"] > 0
+    shape = load_model(tiny)
+    planned = Costs(shape, order.placement.recipe, begin=shape.n_layers + 1, draft=shape).all_on_host()
+    found = both.devices[-1].parts
+    assert found.kv == planned.kv == 2 * alone.devices[-1].parts.kv
+    assert abs(found.weights - planned.weights) < MIB
+    assert found.compute <= 1.2 * planned.compute
 
 
 def test_the_working_memory_of_a_projector_is_within_its_plan(

@@ -121,6 +121,34 @@ def test_experts_stay_in_host_ram_by_the_flag_or_by_the_pattern_that_it_stands_f
         of(OLD, arguments)
 
 
+def test_a_draft_is_told_in_the_words_of_each_build() -> None:
+    arguments = replace(
+        arguments_for(gpu_order((20, 13)), FACTS, 1), draft_path="d.gguf", draft_device="CUDA0"
+    )
+    new = NEW + (
+        "--spec-draft-model, -md, --model-draft FNAME    draft model\n"
+        "--spec-type none,draft-simple                   types of speculative decoding\n"
+        "--spec-draft-n-max N                            tokens to draft\n"
+        "--spec-draft-ngl, -ngld, --gpu-layers-draft N   layers\n"
+        "--spec-draft-device, -devd, --device-draft DEV  device\n"
+    )
+    argv = of(new, arguments)
+    assert (value(argv, "--spec-draft-model"), value(argv, "--spec-type")) == ("d.gguf", "draft-simple")
+    assert (value(argv, "--spec-draft-ngl"), value(argv, "--spec-draft-device")) == ("999", "CUDA0")
+    assert value(argv, "--spec-draft-n-max") == "3"
+    older = NEW + (
+        "-md,   --model-draft FNAME              draft model\n"
+        "--draft-max, --draft, --draft-n N       tokens to draft\n"
+        "-ngld, --gpu-layers-draft N             layers\n"
+        "-devd, --device-draft DEV               device\n"
+    )
+    argv = of(older, arguments)
+    assert (value(argv, "--model-draft"), value(argv, "--draft-max")) == ("d.gguf", "3")
+    assert value(of(older, replace(host_arguments(), draft_path="d.gguf")), "--gpu-layers-draft") == "0"
+    with pytest.raises(EngineMissing, match="does not know --spec-draft-model"):
+        of(NEW, arguments)
+
+
 def test_a_reranker_needs_a_server_that_can_rank() -> None:
     arguments = replace(host_arguments(), rerank=True)
     assert "--rerank" in of(NEW, arguments)

@@ -17,10 +17,10 @@ from cotenant.asgi import encode_json
 from cotenant.clock import ManualClock
 from cotenant.domain.errors import CorruptModelFile, CotenantError, HeaderGone
 from cotenant.domain.models import Recipe
+from cotenant.domain.placements import PlanQuery
 from cotenant.domain.units import MIB
 from cotenant.gateway.plans.headers import Headers, SentHeader, join_headers, read_header
 from cotenant.gateway.plans.routes import plan_answer
-from cotenant.interfaces import PlanQuery
 from tests.gateway.harness import SlotRouter, fetch, serving
 from tests.gateway.plans.test_routes import NOWHERE
 from tests.support.daemon.planner import planner

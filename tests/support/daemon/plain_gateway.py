@@ -10,10 +10,11 @@ from cotenant.domain.errors import CannotMove, NotOffered, UnknownLease, Unknown
 from cotenant.domain.hub import PullStep
 from cotenant.domain.keys import ApiKey, flat_key
 from cotenant.domain.moves import MoveMethod, MovePlan
+from cotenant.domain.placements import PlanQuery
 from cotenant.domain.requests import GuestTerms
 from cotenant.gateway.app import Gateway
 from cotenant.gateway.http.problems import send_problem
-from cotenant.interfaces import Operator, PlanAnswer, PlanQuery, Router
+from cotenant.interfaces import Operator, PlanAnswer, Router
 from tests.support.daemon.plain_operator import PlainOperator
 
 

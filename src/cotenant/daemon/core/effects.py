@@ -268,6 +268,7 @@ class Effects:
             entry.shape.kind,
             carried_out,
             projector_path=entry.projector_path,
+            companions=entry.companions,
             env={**shared, **entry.env},
             args=entry.args,
             launch=entry.launch,

@@ -137,6 +137,7 @@ def served_model(
         ),
         vision=projector is not None and projector.images,
         hearing=projector is not None and projector.sounds,
+        companions=entry.companions,
         rules=entry.rules,
         variants=entry.variants,
     )

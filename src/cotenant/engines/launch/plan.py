@@ -46,7 +46,7 @@ class LaunchPlan:
     @classmethod
     def of(cls, order: EngineOrder, argv: Iterable[str], port: int, **more: Any) -> Self:
         """Return the plan for an order; `more` are the fields that do not follow from it."""
-        files = (order.model_path, order.projector_path)
+        files = (order.model_path, order.projector_path, *map(Path, order.companions.files()))
         reads = tuple(path for path in files if path is not None)
         fields = {"env": order.env, "reads": reads, "launch": order.launch, **more}
         return cls(order.name, tuple(argv), port, visible_devices(order), **fields)

@@ -22,6 +22,7 @@ OFFLOADED_THREADS: Final = 4
 BUFFER_LINES: Final = 4
 """The log level at which llama.cpp prints what it allocates."""
 DEFAULT_MARGIN_MIB: Final = 1024
+ALL_DRAFT_LAYERS: Final = 999
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class LlamaArguments:
     split and its mode are below, as placed. Without `use_gpu` the engine uses no GPU that its build may see.
     `host_tensors` is a pattern of tensors that stay in host RAM, empty for none.
     If `n_gpu_layers` is None, it fits the layers itself and keeps `fit_margins_mib` free on each device.
+    A draft is whole on `draft_device`, the engine's name of its first GPU, empty for the only one.
     `extra` comes last, as written.
     """
 
@@ -52,6 +54,8 @@ class LlamaArguments:
     host_tensors: str = ""
     rerank: bool = False
     projector_path: str | None = None
+    draft_path: str | None = None
+    draft_device: str = ""
     host: str = LOOPBACK
     prompt_cache_mib: int = PROMPT_CACHE_MIB
     verbosity: int = BUFFER_LINES
@@ -94,6 +98,7 @@ def arguments_for(order: EngineOrder, facts: HostFacts, port: int) -> LlamaArgum
         embedding=order.kind is ModelKind.EMBEDDING,
         rerank=order.kind is ModelKind.RERANK,
         projector_path=None if order.projector_path is None else str(order.projector_path),
+        draft_path=order.companions.draft,
         extra=tuple(order.args),
     )
 

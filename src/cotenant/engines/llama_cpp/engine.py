@@ -13,10 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from cotenant.domain.devices import Device
 from cotenant.domain.engines import EngineBuild, EngineForm, EngineReport
 from cotenant.domain.errors import EngineLacksDevice
 from cotenant.domain.exit_causes import Diagnosis
 from cotenant.domain.units import MIB
+from cotenant.domain.vendors import Vendor
 from cotenant.engines.base.server import HostInputs, ServerEngine, ServerHost, Started
 from cotenant.engines.launch.plan import LaunchPlan, runs_on_described, visible_devices
 from cotenant.engines.llama_cpp.arguments import LlamaArguments, arguments_for, validate
@@ -34,12 +36,17 @@ _LOAD_LOG_BYTES: Final = 4 * MIB
 _REPORT_WITHIN_S: Final = 0.5
 _REPORT_POLL_S: Final = 0.02
 
+_BACKENDS: Final = {Vendor.NVIDIA: "CUDA", Vendor.AMD: "ROCm"}
+
 _log = logging.getLogger(__name__)
 
 
 def llama_plan(build: EngineBuild, order: EngineOrder, arguments: LlamaArguments) -> LaunchPlan:
     """Render `arguments` for one build. Raises EngineMissing if a llama-server does not know one of them."""
     embedded = build.form is EngineForm.EMBEDDED
+    devices = visible_devices(order)
+    if arguments.draft_path is not None and arguments.n_gpu_layers and len(devices) > 1:
+        arguments = replace(arguments, draft_device=_first_device(build, devices[0]))
     if embedded:
         worker = ("-P", "-m", "cotenant.engines.llama_cpp.worker", str(os.getpid()))
         words = [*worker, json.dumps(asdict(arguments))]
@@ -54,6 +61,13 @@ def llama_plan(build: EngineBuild, order: EngineOrder, arguments: LlamaArguments
         shares_port=embedded or "--reuse-port" in words,
         key_variable="LLAMA_API_KEY",
     )
+
+
+def _first_device(build: EngineBuild, device: Device) -> str:
+    """Return a build's name of the first GPU that it is shown; one in an image does not list its devices."""
+    if build.devices:
+        return build.devices[0].name.rstrip("0123456789") + "0"
+    return _BACKENDS[device.vendor or Vendor.NVIDIA] + "0"
 
 
 class LlamaHost(ServerHost):

@@ -26,6 +26,8 @@ DEFAULT_TIMEOUT_S: Final = 60.0
 _TRACE_VERBOSITY: Final = 5
 _ANY_PORT: Final = 0
 _TABLE: Final = "memory breakdown [MiB]"
+_FITTED: Final = re.compile(r"_fit\w*: (?:successfully|failed|encountered)")
+"""What follows the tables: an older engine prints none of a draft."""
 _ROW: Final = re.compile(
     r"\|\s+- (?P<name>\S+)(?: \(.*\))?\s*\|.*?(?P<model>\d+) \+ +(?P<context>\d+) \+ +(?P<compute>\d+)\b"
 )
@@ -36,9 +38,9 @@ def rehearse(build: EngineBuild, order: EngineOrder, *, timeout_s: float = DEFAU
 
     llama.cpp prints the sums for the layers and split *as given* before it fits them, so the report is of
     this placement. Weights and kv come from its table, cut to whole MiB; compute from its buffer lines, to
-    0.01 MiB. Devices are in planned order. A projector is left out, since the engine would load it. Described
-    GPUs do not exist: a placement on them is rehearsed in host RAM, and the report has only that row. Raises
-    EngineMissing, EngineLoadFailed or EngineLoadTimeout.
+    0.01 MiB. Devices are in planned order. A draft has a table of its own, which is added. A projector is
+    left out, since the engine would load it. Described GPUs do not exist: a placement on them is rehearsed in
+    host RAM, and the report has only that row. Raises EngineMissing, EngineLoadFailed or EngineLoadTimeout.
     """
     plain = replace(order, projector_path=None)
     arguments = arguments_for(plain, read_host_facts(), _ANY_PORT)
@@ -60,7 +62,8 @@ def rehearse(build: EngineBuild, order: EngineOrder, *, timeout_s: float = DEFAU
     try:
         with process:
             output = process.stdout or ()
-            lines = list(_until_table_ends(line.decode("utf-8", "replace") for line in output))
+            tables = 1 if plain.companions.draft is None else 2
+            lines = list(_until_tables_end((line.decode("utf-8", "replace") for line in output), tables))
             process.kill()
     finally:
         timer.cancel()
@@ -77,10 +80,12 @@ def rehearse(build: EngineBuild, order: EngineOrder, *, timeout_s: float = DEFAU
     )
 
 
-def _until_table_ends(lines: Iterable[str]) -> Iterator[str]:
+def _until_tables_end(lines: Iterable[str], tables: int) -> Iterator[str]:
     in_table = False
     for line in lines:
         if in_table and not _ROW.search(line):
+            tables, in_table = tables - 1, False
+        if tables == 0 or _FITTED.search(line):
             return
         in_table = in_table or _TABLE in line
         yield line
@@ -93,16 +98,21 @@ def _read(lines: list[str], order: EngineOrder) -> EngineReport | None:
     exact_compute = compute_bytes(lines)
     rows = [match for line in lines[start + 1 :] if (match := _ROW.search(line))]
     addresses = [device.pci_bus_id for device in visible_devices(order)]
-    devices: list[ReportedDevice] = []
+    devices: dict[str, ReportedDevice] = {}
     host = Parts()
-    for position, row in enumerate(rows):
+    for row in rows:
         name = row["name"]
         parts = Parts(*(int(row[part]) * MIB for part in ("model", "context", "compute")))
         if name not in exact_compute or name == "Host":
             # Host RAM, or a kind of it that the engine does not count as host, such as repacked weights.
             host += parts
         else:
-            address = addresses[position] if position < len(addresses) else None
-            devices.append(ReportedDevice(name, address, replace(parts, compute=exact_compute[name])))
+            known = devices.get(name)
+            if known is not None:
+                # A draft's own table.
+                devices[name] = replace(known, parts=replace(parts, compute=0) + known.parts)
+                continue
+            address = addresses[len(devices)] if len(devices) < len(addresses) else None
+            devices[name] = ReportedDevice(name, address, replace(parts, compute=exact_compute[name]))
     host = replace(host, compute=exact_compute.get("CPU", host.compute))
-    return EngineReport((*devices, ReportedDevice("CPU", None, host, on_host=True)))
+    return EngineReport((*devices.values(), ReportedDevice("CPU", None, host, on_host=True)))

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from cotenant.analysis.footprint import DRAFTED_TOKENS
 from cotenant.domain.errors import EngineMissing
 from cotenant.domain.models import FlashAttention, SplitMode
-from cotenant.engines.llama_cpp.arguments import LlamaArguments
+from cotenant.engines.llama_cpp.arguments import ALL_DRAFT_LAYERS, LlamaArguments
 
 _FLAG: Final = re.compile(r"--?[A-Za-z][A-Za-z0-9-]*")
 # A line that starts at the margin with a dash introduces an option; longer explanations are indented.
@@ -145,6 +146,19 @@ def _memory(arguments: LlamaArguments, flags: ServerFlags) -> Iterator[str]:
     yield from flags.optional(("--cache-ram", "-cram"), arguments.prompt_cache_mib)
     if arguments.projector_path is not None:
         yield from flags.required(("--mmproj", "-mm"), arguments.projector_path)
+    if arguments.draft_path is not None:
+        yield from _draft(arguments, flags)
+
+
+def _draft(arguments: LlamaArguments, flags: ServerFlags) -> Iterator[str]:
+    """Yield a draft with all of its layers where the model's first ones are."""
+    yield from flags.required(("--spec-draft-model", "--model-draft", "-md"), arguments.draft_path)
+    yield from flags.optional(("--spec-type",), "draft-simple")
+    yield from flags.optional(("--spec-draft-n-max", "--draft-max"), DRAFTED_TOKENS)
+    layers = ALL_DRAFT_LAYERS if arguments.use_gpu else 0
+    yield from flags.required(("--spec-draft-ngl", "--gpu-layers-draft", "-ngld"), layers)
+    if arguments.draft_device:
+        yield from flags.required(("--spec-draft-device", "--device-draft", "-devd"), arguments.draft_device)
 
 
 def _switches(arguments: LlamaArguments, flags: ServerFlags) -> Iterator[str]:

@@ -16,6 +16,7 @@ from typing import Any, Final, NoReturn
 from cotenant.engines.process.guard import die_with_parent
 
 _SERVING_VERBOSITY: Final = 3
+_ALL_DRAFT_LAYERS: Final = 999
 _SET_VERBOSITY: Final = "_Z30common_log_set_verbosity_tholdi"
 _LOG, _FLUSH_LOG = "_Z15common_log_mainv", "_Z16common_log_flushP10common_log"
 _LOAD_MODES: Final = {
@@ -91,6 +92,13 @@ def _fill(xlc: Any, params: Any, arguments: dict[str, Any]) -> None:
     if arguments["projector_path"] is not None:
         params.mmproj.path = arguments["projector_path"]
     _place(xlc, params, arguments)
+    if arguments["draft_path"] is not None:
+        draft = params.speculative.draft
+        draft.mparams.path = arguments["draft_path"]
+        draft.n_gpu_layers = _ALL_DRAFT_LAYERS if arguments["use_gpu"] else 0
+        if arguments["draft_device"]:
+            draft.devices = arguments["draft_device"]
+        params.speculative.types = [_member(xlc, "common_speculative_type", "draft_simple")]
 
 
 def _place(xlc: Any, params: Any, arguments: dict[str, Any]) -> None:

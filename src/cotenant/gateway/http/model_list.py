@@ -148,6 +148,7 @@ def admin_model(model: ServedModel) -> dict[str, Any]:
         "file": model.file,
         "vision": model.vision,
         "hearing": model.hearing,
+        "companions": model.companions,
         "rules": model.rules,
         "variants": model.variants,
     }

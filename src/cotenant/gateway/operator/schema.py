@@ -13,6 +13,7 @@ from pydantic import BaseModel, create_model
 from cotenant.domain.alerts import AlertKind
 from cotenant.domain.decisions import DecisionKind, DeviceStatus, LeaseStatus, ModelStatus, WarmStatus
 from cotenant.domain.engine_kinds import EngineKind
+from cotenant.domain.engines import Companions
 from cotenant.domain.fragmentation import Defragmentation, Fragmentation
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ModelFile, RequestRules
@@ -83,6 +84,7 @@ class ServedResponse(BaseModel):
     file: ModelFile | None
     vision: bool
     hearing: bool
+    companions: Companions
     rules: RequestRules
     variants: dict[str, RequestRules]
 

@@ -58,6 +58,8 @@ def _model(found: PlanAnswer) -> Iterator[str]:
     yield str(found.path) if found.path else f"{found.name}.gguf"
     if found.projector_path or found.without_projector:
         yield from ("--mmproj", str(found.projector_path or "none"))
+    if found.companions.draft is not None:
+        yield from ("--draft", found.companions.draft)
 
 
 def _rules(found: PlanAnswer) -> Iterator[str]:

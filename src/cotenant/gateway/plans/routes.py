@@ -18,6 +18,7 @@ from cotenant.domain.errors import (
     QueueFull,
     UnsupportedMediaType,
 )
+from cotenant.domain.placements import PlanQuery
 from cotenant.domain.units import MIB
 from cotenant.gateway.http.bodies import read_body
 from cotenant.gateway.http.limits import Limits
@@ -29,7 +30,7 @@ from cotenant.gateway.http.streams import unless_disconnected
 from cotenant.gateway.plans.command import changes_of, plan_command, serve_command
 from cotenant.gateway.plans.headers import Headers, join_headers, read_header
 from cotenant.gateway.plans.schema import FileResponse, HeaderResponse, PlanRequest, PlanResponse
-from cotenant.interfaces import PlanAnswer, Planner, PlanQuery, Router
+from cotenant.interfaces import PlanAnswer, Planner, Router
 from cotenant.planning.describe import plan_as_json
 
 OCTETS: Final = "application/octet-stream"
