@@ -13,8 +13,8 @@ from cotenant.planning.ledger import DeviceReading
 from cotenant.scheduling import events
 from cotenant.scheduling.commands import Command, PublishDecision, StartEngine, StopEngine
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
-from cotenant.scheduling.placing import longest_wait_s
-from cotenant.scheduling.room import Room
+from cotenant.scheduling.model_state import longest_wait_s
+from cotenant.scheduling.room import MOST_NODES, Room
 from cotenant.scheduling.scheduler import Scheduler
 from cotenant.scheduling.victims import MOST_DEVICES, VictimSearch
 from cotenant.simulation.machine import NO_FAULTS
@@ -80,10 +80,28 @@ def test_for_a_model_of_two_cards_those_of_one_machine_are_emptied() -> None:
     assert names == {"b", "c"}
 
 
+def test_of_very_many_machines_those_with_the_most_room_are_tried_for_a_model_of_two_cards() -> None:
+    fleet = Fleet([[16, 16, 12]] * (2 * MOST_NODES) + [[24, 24]], {"two": [20, 20]})
+    start = fleet.load("two")
+    assert {share.device.node for share in start.placement.used_shares} == {f"n{2 * MOST_NODES}"}
+
+
+def test_a_model_that_waits_for_a_load_makes_room_elsewhere_when_another_one_takes_its_place() -> None:
+    fleet = Fleet([[24], [24]], {"idle": [20], "small": [4], "a": [18], "b": [18]})
+    fleet.load("idle")
+    (loading,) = [c for c in fleet.ask("small", 1) if isinstance(c, StartEngine)]
+    assert "waits for the load under way" in decisions(fleet.ask("a", 2))
+    assert "waits for the load under way" in decisions(fleet.ask("b", 3))
+    commands = fleet.send(events.EngineReady(fleet.now, loading.residency))
+    assert [c.placement.model for c in commands if isinstance(c, StartEngine)] == ["a"]
+    stopped = {c.residency for c in commands if isinstance(c, StopEngine)}
+    assert {fleet.scheduler.state.residencies[each].model for each in stopped} == {"idle"}
+
+
 def test_among_very_many_devices_those_idle_longest_are_searched_and_that_is_said() -> None:
-    count = MOST_DEVICES + 6
-    models: dict[str, Sequence[float]] = {f"m{n}": [20] for n in range(count)}
-    fleet = Fleet([[24] * 5] * (count // 5), {**models, "new": [20]})
+    machines = MOST_DEVICES // 5 + 1
+    models: dict[str, Sequence[float]] = {f"m{n}": [20] for n in range(5 * machines)}
+    fleet = Fleet([[24] * 5] * machines, {**models, "new": [20]})
     for name in models:
         fleet.load(name)
     commands = fleet.ask("new", 1)
@@ -92,7 +110,7 @@ def test_among_very_many_devices_those_idle_longest_are_searched_and_that_is_sai
 
 
 def test_devices_that_are_too_small_do_not_hide_the_one_that_is_not() -> None:
-    small = MOST_DEVICES + 6
+    small = MOST_DEVICES + 8
     models: dict[str, Sequence[float]] = {f"m{n}": [10] for n in range(small)}
     fleet = Fleet([[12] * 5] * (small // 5) + [[24]], {**models, "last": [15], "new": [20]})
     for name in (*models, "last"):
@@ -102,7 +120,7 @@ def test_devices_that_are_too_small_do_not_hide_the_one_that_is_not() -> None:
 
 
 def test_victims_are_found_although_many_devices_idle_longer_have_none() -> None:
-    many = MOST_DEVICES + 6
+    many = MOST_DEVICES + 8
     models: dict[str, Sequence[float]] = {f"m{n}": [20] for n in range(many)}
     fleet = Fleet([[24] * 5] * (many // 5) + [[24]], {**models, "last": [20], "new": [20]})
     for name in models:
@@ -133,6 +151,8 @@ def _tried_models_seen(seed: int) -> int:
                 seen += 1
                 placed = room.choose(model)
                 assert not isinstance(placed, Placement) or (crowded and placement_bytes(placed))
+                if model.tried.behind:
+                    continue
                 overdue = longest_wait_s(model, event.at) > state.overdue_after_s()
                 assert VictimSearch(state, model, event.at, room, overdue, crowded).find() is None
         return commands

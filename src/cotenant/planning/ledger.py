@@ -375,8 +375,8 @@ class Ledger:
             place = self.devices.place(device)
             self._budgets[place] = budget = self.budget(device)
             if budget.left_out is None:
-                is_used = device in self._accounts
-                self._rooms.put(place, self.devices.kind(device), budget.budget_bytes, used=is_used)
+                kind, is_used = self.devices.kind(device), device in self._accounts
+                self._rooms.put(place, kind, budget.budget_bytes, budget.device.node, used=is_used)
             else:
                 self._rooms.drop(place)
             reading = self.readings[device]

@@ -1,6 +1,7 @@
 """Devices by kind and by the room on them: a choice among many needs no look at all."""
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -35,22 +36,28 @@ class _Entry:
     kind: Kind
     room: int
     used: bool
+    node: str | None
 
 
 class Rooms:
-    """What may be planned on each usable device now, in bytes, by its place in the planned order."""
+    """What may be planned on each usable device now, in bytes, by its place in the planned order.
+
+    `of_nodes` are the sums of machines, which are named as devices name them.
+    """
 
     def __init__(self) -> None:
+        self.of_nodes: Counter[str | None] = Counter()
         self._kinds: dict[Kind, _OfKind] = {}
         self._entries: dict[int, _Entry] = {}
 
-    def put(self, place: int, kind: Kind, room: int, *, used: bool) -> None:
-        """Record the room of a device."""
-        entry = _Entry(kind, room, used)
+    def put(self, place: int, kind: Kind, room: int, node: str | None, *, used: bool) -> None:
+        """Record the room of a device on a node."""
+        entry = _Entry(kind, room, used, node)
         if self._entries.get(place) == entry:
             return
         self.drop(place)
         self._entries[place] = entry
+        self.of_nodes[node] += room
         known = self._kinds.setdefault(kind, _OfKind())
         if used:
             insort(known.used, (room, place))
@@ -63,12 +70,18 @@ class Rooms:
         entry = self._entries.pop(place, None)
         if entry is None:
             return
+        self.of_nodes[entry.node] -= entry.room
         known = self._kinds[entry.kind]
         if entry.used:
             del known.used[bisect_left(known.used, (entry.room, place))]
         else:
             del known.unused[bisect_left(known.unused, (place, entry.room))]
             del known.unused_rooms[bisect_left(known.unused_rooms, entry.room)]
+
+    def room(self, place: int) -> int:
+        """Return the room of a device; 0 if it cannot be used."""
+        entry = self._entries.get(place)
+        return entry.room if entry else 0
 
     def best(self, needs: DeviceNeeds, without: Collection[int]) -> Rank | None:
         """Return the first unused device on which a model fits, else the fullest used one; None without any.

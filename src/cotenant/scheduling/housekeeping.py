@@ -1,6 +1,7 @@
 """What changes without a request: Readings, lost devices, idle models, timers."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Set
 
 from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.devices import DeviceId
@@ -13,9 +14,10 @@ from cotenant.scheduling.copies.count import grows_at
 from cotenant.scheduling.copies.serving import is_spare
 from cotenant.scheduling.events import DevicesRead
 from cotenant.scheduling.guests import ends, with_overuse
-from cotenant.scheduling.model_state import ModelState
+from cotenant.scheduling.model_state import ModelState, longest_wait_s
 from cotenant.scheduling.moves import instants
-from cotenant.scheduling.placing import choose_fits, drain_credit_s, longest_wait_s
+from cotenant.scheduling.placing import choose_fits
+from cotenant.scheduling.reservations import drain_credit_s
 from cotenant.scheduling.residency import Residency
 from cotenant.scheduling.state import Outbox, State
 from cotenant.scheduling.transitions import drop_leases, reclaim, record_last_seen, start, unload
@@ -51,7 +53,7 @@ def read_devices(state: State, event: DevicesRead, out: Outbox) -> None:
             drop_leases(state, residency)
             unload(state, residency, out, UnloadReason.DEVICE_LOST, f"its device {device} is gone")
     state.want_again()
-    release_returned(state, out)
+    release_returned(state, out, known.union(reading.device.id for reading in event.readings))
     evict_for_others(state, out)
     # A device may admit fewer engines than it has: these stay, and no more are started.
     crowded = dict(state.ledger.crowded())
@@ -62,10 +64,11 @@ def read_devices(state: State, event: DevicesRead, out: Outbox) -> None:
     state.crowded = set(crowded)
 
 
-def release_returned(state: State, out: Outbox) -> None:
-    """Release the claims of ended engines whose bytes are free again."""
+def release_returned(state: State, out: Outbox, among: Set[DeviceId] | None = None) -> None:
+    """Release the claims of ended engines whose bytes are free again, `among` these devices if given."""
     for residency in state.in_state(ResidencyState.RECLAIMING):
-        reclaim(state, residency, out)
+        if among is None or not among.isdisjoint(residency.bytes_by_device):
+            reclaim(state, residency, out)
 
 
 def evict_for_others(state: State, out: Outbox) -> None:
@@ -161,20 +164,19 @@ def _likely(state: State, now: float) -> Iterator[tuple[float | None, ModelState
 
 def next_instant(state: State, now: float) -> float | None:
     """Return the next instant at which something changes without an event; None if there is none."""
-    return min((instant for instant in _instants(state, now) if instant > now), default=None)
+    first = min((instant for instant in _instants(state, now) if instant > now), default=math.inf)
+    return None if first == math.inf else first
 
 
 def _instants(state: State, now: float) -> Iterator[float]:
-    for deadlines in (state.deadlines, state.keep_alives, state.advice_ends):
+    for deadlines in (state.deadlines, state.keep_alives, state.reclaims, state.advice_ends):
         due = deadlines.next_after(now)
         if due is not None:
             yield due
-    for residency in state.in_state(ResidencyState.DRAINING, ResidencyState.RECLAIMING):
+    for residency in state.in_state(ResidencyState.DRAINING):
         drained_at = drain_ends_at(state, residency)
         if drained_at is not None:
             yield drained_at
-        if residency.state is ResidencyState.RECLAIMING and residency.ended_at is not None:
-            yield residency.ended_at + state.settings.reclaim_bound_s
     for reservation in state.reservations.values():
         if state.drains(reservation):
             yield reservation.at + state.settings.drain_limit_s
@@ -189,15 +191,24 @@ def _instants(state: State, now: float) -> Iterator[float]:
             yield model.tried.again_at
     if not cold:
         return
-    overdue_after_s = state.overdue_after_s()
-    for model in cold:
-        yield model.retry_at
-        yield now - longest_wait_s(model, now) + overdue_after_s + 0.001
-        if model.tried is not None:
-            yield model.tried.again_at
+    yield _next_of_waiting(state, cold, now)
     credit = drain_credit_s(state, now)
     if credit < 1 and state.settings.drain_share > 0:
         yield now + (1 - credit) / state.settings.drain_share + 0.001
+
+
+def _next_of_waiting(state: State, waiting: Iterable[ModelState], now: float) -> float:
+    """Return when the first of these may be tried again, or is overdue: a plain loop, since many may wait."""
+    overdue_after_s, first = state.overdue_after_s(), math.inf
+    for model in waiting:
+        overdue_at = now - longest_wait_s(model, now) + overdue_after_s + 0.001
+        if now < overdue_at < first:
+            first = overdue_at
+        if now < model.retry_at < first:
+            first = model.retry_at
+        if model.tried is not None and now < model.tried.again_at < first:
+            first = model.tried.again_at
+    return first
 
 
 def _on(state: State, device: DeviceId, *, gone: bool = False) -> list[Residency]:

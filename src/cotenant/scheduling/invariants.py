@@ -39,6 +39,7 @@ def check_kept(state: State) -> None:
     for what, old, new in (
         ("claims by device", _claimed(kept), _claimed(anew)),
         ("budgets", kept.budgets(), anew.budgets()),
+        ("room by node", +kept.rooms().of_nodes, +anew.rooms().of_nodes),
         ("overcommitted devices", [*kept.overcommitted()], [*anew.overcommitted()]),
         ("crowded devices", [*kept.crowded()], [*anew.crowded()]),
         ("full devices", kept.full(), anew.full()),

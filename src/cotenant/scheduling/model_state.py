@@ -35,7 +35,8 @@ class Attempt:
 
     Changes of devices up to `step` are taken into account. `again_at` is when a model that was protected then
     may be evicted. `overdue` says whether it was, `for_host` that host RAM had no room for it, `for_drain`
-    that draining was not allowed. On the devices `hope` it would fit next to pinned models alone.
+    that draining was not allowed. On the devices `hope` it would fit next to pinned models alone, on those
+    it is `behind` once the loads there are over.
     """
 
     step: int
@@ -44,6 +45,7 @@ class Attempt:
     for_host: bool = False
     for_drain: bool = False
     hope: tuple[DeviceId, ...] = ()
+    behind: frozenset[DeviceId] = frozenset()
 
 
 @dataclass(slots=True, eq=False)
@@ -190,3 +192,9 @@ class Reservation:
     at: float
     drains: bool = False
     reload: Reload | None = None
+
+
+def longest_wait_s(model: ModelState, now: float) -> float:
+    """Return how long the longest waiting request has waited; 0 if none does."""
+    since = model.waits_since
+    return 0.0 if since is None else now - since

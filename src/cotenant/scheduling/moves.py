@@ -19,7 +19,8 @@ from cotenant.domain.units import format_count, format_duration
 from cotenant.planning.device_choice import choose_devices
 from cotenant.planning.host_memory import placement_bytes
 from cotenant.scheduling.model_state import ModelState, Reload, Reservation
-from cotenant.scheduling.placing import choose_fits, end_reservation
+from cotenant.scheduling.placing import choose_fits
+from cotenant.scheduling.reservations import end_reservation
 from cotenant.scheduling.residency import Residency
 from cotenant.scheduling.room import never_fits, reserved
 from cotenant.scheduling.state import Outbox, State

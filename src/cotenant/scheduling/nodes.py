@@ -16,8 +16,9 @@ from cotenant.scheduling.commands import AdoptEngine, DiscardEngine, ForgetEngin
 from cotenant.scheduling.events import EngineFound, NodeBack, NodeLost, NodeSilent
 from cotenant.scheduling.model_state import ModelState
 from cotenant.scheduling.moves import cancel_move, failed
-from cotenant.scheduling.placing import cancel, choose_fits
+from cotenant.scheduling.placing import choose_fits
 from cotenant.scheduling.requests import dispatch
+from cotenant.scheduling.reservations import cancel
 from cotenant.scheduling.residency import Residency
 from cotenant.scheduling.room import reserved
 from cotenant.scheduling.state import Outbox, State

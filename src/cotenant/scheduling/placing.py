@@ -8,16 +8,17 @@ from typing import Final
 from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.devices import DeviceId, is_host
 from cotenant.domain.placements import Budget, Placement, Refusal
-from cotenant.domain.residencies import RefusalCode, ResidencyId, UnloadReason
-from cotenant.domain.units import format_count, format_duration
+from cotenant.domain.residencies import RefusalCode, ResidencyId
+from cotenant.domain.units import format_duration
 from cotenant.planning.device_needs import DeviceNeeds, Fit
 from cotenant.planning.host_memory import placement_bytes
 from cotenant.planning.obstacles import obstacles
-from cotenant.scheduling.model_state import Attempt, ModelState, Reservation
+from cotenant.scheduling.model_state import Attempt, ModelState, longest_wait_s
 from cotenant.scheduling.requests import refuse
+from cotenant.scheduling.reservations import cancel, drain_credit_s, end_reservation, reserve
 from cotenant.scheduling.room import Room, never_fits, on_emptied_host
 from cotenant.scheduling.state import Outbox, State
-from cotenant.scheduling.transitions import resume, start, unload_when_idle
+from cotenant.scheduling.transitions import start
 from cotenant.scheduling.victims import Victims, VictimSearch
 
 _COME_BACK_S: Final = 30.0
@@ -32,6 +33,7 @@ class _Pass:
     now: float
     overdue_after_s: float
     costs: dict[ResidencyId, float] = field(default_factory=dict)
+    taken: set[DeviceId] = field(default_factory=set)
     _rooms: dict[bool, Room] = field(default_factory=dict)
 
     @classmethod
@@ -48,8 +50,9 @@ class _Pass:
             self._rooms[with_loading] = Room(self.state, busy)
         return self._rooms[with_loading]
 
-    def room_changes(self) -> None:
-        """Forget the room: some of it is taken now."""
+    def take(self, bytes_by_device: Mapping[DeviceId, int]) -> None:
+        """Record that some of the room is taken now."""
+        self.taken.update(bytes_by_device)
         self._rooms.clear()
 
     def may_drain(self) -> bool:
@@ -64,9 +67,12 @@ def schedule(state: State, out: Outbox) -> None:
     """
     state.take_changes()
     now = _Pass.begin(state, out.at)
-    for model in _in_order(now):
-        if not (model.is_extra and state.models_await_room()):
-            _place(now, model, out)
+    due = _in_order(now, state.cold_and_wanted())
+    while due:
+        for model in due:
+            if not (model.is_extra and state.models_await_room()):
+                _place(now, model, out)
+        due = _overtaken(now)
 
 
 def fulfil_reservations(state: State, out: Outbox) -> None:
@@ -76,7 +82,7 @@ def fulfil_reservations(state: State, out: Outbox) -> None:
             continue
         model = state.models[reservation.model]
         drained_s, limit_s = out.at - reservation.at, state.settings.drain_limit_s
-        if not model.cold_and_wanted or state.stopping:
+        if state.stopping or not model.cold_and_wanted:
             cancel(state, reservation, out)
         elif reservation.victims and drained_s >= limit_s and state.drains(reservation):
             text = f"gave up draining after {format_duration(drained_s)}: it is tried again later"
@@ -86,25 +92,6 @@ def fulfil_reservations(state: State, out: Outbox) -> None:
             end_reservation(state, reservation, out)
             model.tried = None
             _place(_Pass.begin(state, out.at), model, out)
-
-
-def cancel(state: State, reservation: Reservation, out: Outbox) -> None:
-    """End a reservation: busy victims admit requests again; those already unloading are unloaded."""
-    end_reservation(state, reservation, out)
-    for victim in reservation.victims:
-        resume(state, state.residencies[victim], out.at)
-
-
-def longest_wait_s(model: ModelState, now: float) -> float:
-    """Return how long the longest waiting request has waited; 0 if none does."""
-    since = model.waits_since
-    return 0.0 if since is None else now - since
-
-
-def drain_credit_s(state: State, now: float) -> float:
-    """Return the seconds of draining that may be spent: a share of the time passed, up to one drain."""
-    earned = (now - state.drain_credit_at) * state.settings.drain_share
-    return min(state.settings.drain_limit_s, state.drain_credit_s + earned)
 
 
 def choose_fits(state: State, models: Iterable[ModelState]) -> None:
@@ -157,8 +144,21 @@ def _always(answer: Placement | Refusal) -> Fit:
     return lambda _: answer
 
 
-def _in_order(now: _Pass) -> list[ModelState]:
-    """Return overdue models first, oldest first; then the others by waiting per second of load."""
+def _overtaken(now: _Pass) -> list[ModelState]:
+    """Return the models that waited for a load, and whose room after it has been given to others now."""
+    taken, now.taken = now.taken, set()
+    found = [
+        model
+        for model in (now.state.cold_and_wanted() if taken else ())
+        if model.tried is not None and not taken.isdisjoint(model.tried.behind)
+    ]
+    for model in found:
+        model.tried = None
+    return _in_order(now, found)
+
+
+def _in_order(now: _Pass, models: Iterable[ModelState]) -> list[ModelState]:
+    """Return those that are to be tried: overdue ones first, then by waiting per load second."""
 
     def key(model: ModelState) -> tuple[int, int, float, str]:
         if model.is_extra:
@@ -174,7 +174,7 @@ def _in_order(now: _Pass) -> list[ModelState]:
     state = now.state
     cold = (
         model
-        for model in state.cold_and_wanted()
+        for model in models
         if not model.removed
         and model.retry_at <= now.now
         and model.spec.name not in state.reservations
@@ -211,9 +211,11 @@ def _place(now: _Pass, model: ModelState, out: Outbox) -> None:
         if hosts and tried.for_host:
             beside = [device for host in hosts for device in state.ledger.next_to(host)]
             among = None if len(state.ledger.hosts) < 2 else [*dict.fromkeys((*among, *beside))]
+    if tried is not None and among is not None and not tried.behind.isdisjoint(among):
+        among = None
     if tried is not None and among is not None:
         tried.step = state.step
-        if not among:
+        if not among or (tried.behind and not _could_fit(state, model, among)):
             return
         among = [device for device in among if device in state.ledger.readings]
     else:
@@ -231,14 +233,17 @@ def _place(now: _Pass, model: ModelState, out: Outbox) -> None:
         if model.whole.elsewhere:
             why += "; warning: it may not be on these devices, but those that it is for are not there"
         start(state, model, now_free, out, why)
-        now.room_changes()
+        now.take(placement_bytes(now_free))
         return
-    if not crowded and room.busy and isinstance(now.room(with_loading=True).choose(model, nodes), Placement):
-        model.tried = None
+    if tried.behind:
+        return
+    later = now.room(with_loading=True).choose(model, nodes) if room.busy and not crowded else None
+    if isinstance(later, Placement):
+        tried.behind = frozenset(placement_bytes(later))
         _publish_waiting(model, out, "waits for the load under way on its device")
         return
     if _make_room(now, model, tried, room, among, out, crowded=crowded):
-        now.room_changes()
+        now.take(state.reservations[model.spec.name].bytes_by_device)
         return
     if model.copy_of is not None:
         _publish_waiting(model, out, "waits for room: what is loaded on its devices is in demand")
@@ -273,6 +278,19 @@ def _why_on(state: State, model: ModelState, node: str | None) -> str:
     return f"{here}; {there}"
 
 
+def _could_fit(state: State, model: ModelState, devices: Iterable[DeviceId]) -> bool:
+    """Whether a model may fit on one of these devices or their machines: quick, and no only if it cannot."""
+    ledger, rooms, single = state.ledger, state.ledger.rooms(), model.allowed is not None
+    for device in devices:
+        if device in ledger.readings:
+            kind, node = ledger.devices.kind(device, single=single), ledger.readings[device].device.node
+            if model.needs.fits(kind, rooms.room(ledger.devices.place(device))):
+                return True
+            if rooms.of_nodes[node] >= model.needs.least_bytes(kind):
+                return True
+    return False
+
+
 def _nodes_of(state: State, devices: Iterable[DeviceId] | None) -> list[tuple[DeviceId, ...]] | None:
     if devices is None:
         return None
@@ -297,7 +315,7 @@ def _make_room(
         if state.advised:
             plain = replace(search, advised=False, costs={})
             _publish_kept_by_advice(state, found, plain.find(), out)
-        _reserve(state, model, found, out, drains=False)
+        reserve(state, model, found, out, drains=False)
         return True
     tried.for_drain = False
     if not tried.overdue:
@@ -309,63 +327,8 @@ def _make_room(
     if found is None:
         return False
     state.drain_credit_s, state.drain_credit_at = drain_credit_s(state, out.at), out.at
-    _reserve(state, model, found, out, drains=True)
+    reserve(state, model, found, out, drains=True)
     return True
-
-
-def _publish_kept_by_advice(state: State, victims: Victims, otherwise: Victims | None, out: Outbox) -> None:
-    """Report which models advice has kept loaded, and which are evicted in their place."""
-    gone = {victim.residency for victim in victims.candidates}
-    names = ", ".join(sorted(state.residencies[residency].model for residency in gone))
-    for candidate in otherwise.candidates if otherwise else ():
-        if candidate.residency not in gone:
-            kept = state.residencies[candidate.residency].model
-            text = f"kept by the advisor: {names} is evicted in its place"
-            out.publish(DecisionKind.ADVISED, kept, text, mattered=1)
-
-
-def _reserve(
-    state: State,
-    model: ModelState,
-    victims: Victims,
-    out: Outbox,
-    *,
-    drains: bool,
-) -> None:
-    name = model.spec.name
-    evicted = {victim.residency for victim in victims.candidates}
-    needed = placement_bytes(victims.placement)
-    state.reservations[name] = Reservation(name, victims.placement, needed, evicted, out.at, drains)
-    waited = longest_wait_s(model, out.at)
-    among = "" if victims.searched is None else f"; searched: the {victims.searched} devices idle longest"
-    for victim in victims.candidates:
-        residency = state.residencies[victim.residency]
-        evicted_model = state.models[residency.model]
-        evicted_model.evicted_for = name
-        demand = evicted_model.whole.demand
-        idle = out.at - evicted_model.last_used
-        rate = f"{demand.last_minute_rate(out.at):.2f} requests/s in the last minute"
-        how = (
-            f"idle {format_duration(idle)}"
-            if residency.idle
-            else f"{format_count(residency.in_flight, 'request')} in flight"
-        )
-        whose = f"whose first request had waited {format_duration(waited)}{among}"
-        why = f"evicted: {how}, {rate}, for {name}, {whose}"
-        if not residency.idle:
-            out.publish(DecisionKind.DRAIN, residency.model, f"admits no more requests: {why}")
-        unload_when_idle(state, residency, out, UnloadReason.EVICTED, why)
-
-
-def end_reservation(state: State, reservation: Reservation, out: Outbox) -> None:
-    """Hold the room no longer; a drain costs the credit that it took."""
-    del state.reservations[reservation.model]
-    state.touch(reservation.bytes_by_device)
-    for victim in reservation.victims:
-        state.touch(state.residencies[victim].bytes_by_device)
-    if reservation.drains:
-        state.drain_credit_s = max(0.0, drain_credit_s(state, out.at) - (out.at - reservation.at))
-        state.drain_credit_at = out.at
 
 
 def _refuse(state: State, model: ModelState, reason: str, out: Outbox) -> None:
@@ -392,3 +355,14 @@ def _publish_waiting(model: ModelState, out: Outbox, text: str) -> None:
     if model.last_waiting_text != text:
         model.last_waiting_text = text
         out.publish(DecisionKind.WAITING, model.spec.name, text, queued=len(model.queue))
+
+
+def _publish_kept_by_advice(state: State, victims: Victims, otherwise: Victims | None, out: Outbox) -> None:
+    """Report which models advice has kept loaded, and which are evicted in their place."""
+    gone = {victim.residency for victim in victims.candidates}
+    names = ", ".join(sorted(state.residencies[residency].model for residency in gone))
+    for candidate in otherwise.candidates if otherwise else ():
+        if candidate.residency not in gone:
+            kept = state.residencies[candidate.residency].model
+            text = f"kept by the advisor: {names} is evicted in its place"
+            out.publish(DecisionKind.ADVISED, kept, text, mattered=1)

@@ -4,17 +4,21 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from heapq import nlargest
+from typing import Final
 
 from cotenant.domain.devices import DeviceId, host_id
 from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.planning.device_needs import Kind
-from cotenant.planning.eviction import freed_by
 from cotenant.planning.host_memory import on_host
 from cotenant.planning.machines import more_on_gpus
 from cotenant.planning.rooms import Rank, place_of, rank
 from cotenant.scheduling.model_state import Attempt, ModelState
 from cotenant.scheduling.residency import Residency
 from cotenant.scheduling.state import State
+
+MOST_NODES: Final = 32
+"""For a model of several devices that was not tried before, so many machines are looked at: the roomiest."""
 
 
 class Room:
@@ -44,6 +48,7 @@ class Room:
         }
         self._not_indexed = {*self._altered, *(place(device) for device in busy if device in known)}
         self._by_node: dict[Sequence[DeviceId], tuple[Budget, ...]] = {}
+        self._roomiest: Sequence[Sequence[DeviceId]] | None = None
 
     def choose(
         self, model: ModelState, nodes: Iterable[Sequence[DeviceId]] | None = None
@@ -52,8 +57,8 @@ class Room:
 
         The first unused device that fits is taken, in planned order; else the fullest one that still fits, so
         that larger models find contiguous room. Of unused ones, or of used ones, those go first on whose
-        machine its file loads soonest. A model that is better spread than packed is placed on all
-        devices of a machine at once.
+        machine its file loads soonest. A model that is better spread than packed is placed on all devices of
+        a machine at once. Of more than `MOST_NODES` machines those with the most room are tried.
         """
         if not model.spec.together:
             alone = self._alone(model)
@@ -62,7 +67,7 @@ class Room:
                 return placed
         refusal: Refusal | None = None
         best: Placement | None = None
-        machines = [*(self._ledger.devices.nodes() or [()])] if nodes is None else [*nodes]
+        machines = [*(self._roomiest_nodes() if nodes is None else nodes)]
         if self._loads_unequally(model):
             name_of = self._ledger.devices.name_of_node
             machines.sort(key=lambda node: model.load_cost_s(name_of(node[0]) if node else None))
@@ -80,6 +85,25 @@ class Room:
             else:
                 refusal = refusal or found
         return best or refusal or Refusal(model.spec.name, "no machine has room for its weights")
+
+    def _roomiest_nodes(self) -> Sequence[Sequence[DeviceId]]:
+        """Return the machines with the most room, in planned order; without any, one that has no device."""
+        if self._roomiest is None:
+            nodes = [*self._ledger.devices.nodes()] or [()]
+            self._roomiest = nodes if len(nodes) <= MOST_NODES else self._with_most_room(nodes)
+        return self._roomiest
+
+    def _with_most_room(self, nodes: Sequence[Sequence[DeviceId]]) -> list[Sequence[DeviceId]]:
+        rooms, order, readings = self._ledger.rooms(), self._ledger.devices.order, self._ledger.readings
+        sums = rooms.of_nodes.copy()
+        for place in self._not_indexed:
+            altered = self._altered.get(place)
+            room = altered.budget_bytes if altered else 0
+            sums[readings[order[place]].device.node] += room - rooms.room(place)
+        by_node = [sums[readings[node[0]].device.node] for node in nodes]
+        return [
+            nodes[index] for index in sorted(nlargest(MOST_NODES, range(len(nodes)), by_node.__getitem__))
+        ]
 
     def budgets(self, node: Sequence[DeviceId]) -> tuple[Budget, ...]:
         """Return what may be planned on the devices of a machine."""
@@ -135,11 +159,13 @@ def reserved(state: State) -> tuple[Counter[DeviceId], Counter[DeviceId]]:
     reserved_bytes: Counter[DeviceId] = Counter()
     reserved_engines: Counter[DeviceId] = Counter()
     for reservation in state.reservations.values():
-        victims = (state.residencies[victim].bytes_by_device for victim in reservation.victims)
-        freed, leaving = freed_by(victims)
+        victims = [state.residencies[victim].bytes_by_device for victim in reservation.victims]
         for device, count in reservation.bytes_by_device.items():
-            reserved_bytes[device] -= max(0, count - freed[device])
-            reserved_engines[device] -= max(0, 1 - leaving[device])
+            held = [victim[device] for victim in victims if device in victim]
+            if count > sum(held):
+                reserved_bytes[device] -= count - sum(held)
+            if not held:
+                reserved_engines[device] -= 1
     return reserved_bytes, reserved_engines
 
 

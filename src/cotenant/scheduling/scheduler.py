@@ -21,7 +21,7 @@ from cotenant.scheduling.housekeeping import (
 )
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
 from cotenant.scheduling.model_state import ModelState
-from cotenant.scheduling.placing import cancel, choose_fits, fulfil_reservations, schedule
+from cotenant.scheduling.placing import choose_fits, fulfil_reservations, schedule
 from cotenant.scheduling.policy import POLICIES, Policy
 from cotenant.scheduling.requests import (
     arrive,
@@ -31,6 +31,7 @@ from cotenant.scheduling.requests import (
     refuse,
     released,
 )
+from cotenant.scheduling.reservations import cancel
 from cotenant.scheduling.residency import Residency
 from cotenant.scheduling.state import Outbox, State
 from cotenant.scheduling.transitions import became_ready, exited, lower_claim, resume, unload_when_idle

@@ -62,9 +62,10 @@ class State:
     `guests` are the leases of memory, by name; `models` has them too. `changed_at` is when models or
     devices were last added or removed. `unload_s` is how long the last unload took, until its memory was
     seen free. `by_state` are the ids of the residencies, `idle` those that nothing uses, the longest idle
-    first. `deadlines` are those of tickets, `keep_alives` those of idle models, `advice_ends` those of
-    advice by model. `touched` are the devices where something has changed for cold models, each with the
-    last step at which it did, the latest last. `copied` are the models that may have several copies.
+    first. `deadlines` are those of tickets, `keep_alives` those of idle models, `reclaims` when claims of
+    gone engines end at the latest, `advice_ends` those of advice by model. `touched` are the devices where
+    something has changed for cold models, each with the last step at which it did, the latest last. `copied`
+    are the models that may have several copies.
     """
 
     settings: SchedulerSettings
@@ -98,6 +99,7 @@ class State:
     touched: OrderedDict[DeviceId, int] = field(default_factory=OrderedDict)
     deadlines: Deadlines[TicketId] = field(init=False)
     keep_alives: Deadlines[ResidencyId] = field(init=False)
+    reclaims: Deadlines[ResidencyId] = field(init=False)
     advice_ends: Deadlines[str] = field(init=False)
     _asked_for: set[str] = field(default_factory=set)
     _later: set[str] = field(default_factory=set)
@@ -105,6 +107,7 @@ class State:
     def __post_init__(self) -> None:
         self.deadlines = Deadlines(self._deadline_of)
         self.keep_alives = Deadlines(self._keep_alive_end_of)
+        self.reclaims = Deadlines(self._reclaim_end_of)
         self.advice_ends = Deadlines(self._advice_end_of)
 
     def next_id(self) -> int:
@@ -259,6 +262,12 @@ class State:
         found = self.residencies.get(residency)
         return None if found is None else self.keep_alive_ends_at(found)
 
+    def _reclaim_end_of(self, residency: ResidencyId) -> float | None:
+        found = self.residencies.get(residency)
+        if found is None or found.ended_at is None:
+            return None
+        return found.ended_at + self.settings.reclaim_bound_s
+
     def _advice_end_of(self, name: str) -> float | None:
         active = self.advised.get(name)
         return None if active is None else active.ends_at
@@ -305,8 +314,8 @@ class State:
         """Return the devices on which a model is loading."""
         return {
             device
-            for residency in self.in_state(ResidencyState.LOADING)
-            for device in residency.bytes_by_device
+            for residency in self.by_state[ResidencyState.LOADING]
+            for device in self.residencies[residency].bytes_by_device
         }
 
     def overdue_after_s(self) -> float:

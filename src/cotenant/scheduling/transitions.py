@@ -198,6 +198,7 @@ def exited(state: State, residency: Residency, out: Outbox) -> None:
     drop_leases(state, residency)
     enter(state, residency, RECLAIMING, out.at)
     residency.ended_at = out.at
+    state.reclaims.watch(residency.id, out.at + state.settings.reclaim_bound_s)
     for device in residency.bytes_by_device:
         seen = _last_seen(state.ledger.readings.get(device), residency.id)
         if seen is not None:

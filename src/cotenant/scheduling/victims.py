@@ -21,7 +21,7 @@ from cotenant.scheduling.residency import Residency
 from cotenant.scheduling.room import Room
 from cotenant.scheduling.state import State
 
-MOST_DEVICES: Final = 64
+MOST_DEVICES: Final = 32
 """How many devices are searched first: those with the models that are idle longest."""
 IN_DEMAND_S: Final = 60.0
 """So long after its last request a model is in demand: no further copy of another one takes its room."""

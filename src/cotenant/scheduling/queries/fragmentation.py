@@ -6,9 +6,8 @@ from collections.abc import Collection, Mapping
 from cotenant.domain.devices import DeviceId
 from cotenant.planning.defragment import PackingProblem, Resident
 from cotenant.planning.fragmentation import DeviceRoom, FreeMemory, LoadableModel
-from cotenant.scheduling.model_state import ModelState
+from cotenant.scheduling.model_state import ModelState, longest_wait_s
 from cotenant.scheduling.moves import obstacle
-from cotenant.scheduling.placing import longest_wait_s
 from cotenant.scheduling.room import reserved
 from cotenant.scheduling.state import State
 
