@@ -102,6 +102,7 @@ _SIBLINGS: dict[str, dict[str, set[str]]] = {
         "services": {"http"},
         "operator": {"http", "plans", "services"},
         "openapi": {"http"},
+        "websocket": {"http", "inference"},
     },
     "hardware": {"gpus": set(), "model_cache": {"gpus"}, "mps": set()},
     "config": {"values": set()},

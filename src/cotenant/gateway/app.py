@@ -23,6 +23,7 @@ from cotenant.gateway.http.model_list import find_model, openai_model, served_na
 from cotenant.gateway.http.problems import send_problem
 from cotenant.gateway.http.request import ApiRequest, require
 from cotenant.gateway.http.routes import Reply, Route, RouteTable, dispatch, refuse_method
+from cotenant.gateway.http.tunnel import tunnel_of
 from cotenant.gateway.inference.dialects import (
     TARGETS,
     ErrorForm,
@@ -47,6 +48,7 @@ from cotenant.gateway.plans.routes import PlanRoutes
 from cotenant.gateway.services.routes import GpuConfigRoutes
 from cotenant.gateway.telemetry.history import History
 from cotenant.gateway.telemetry.metrics import Metrics
+from cotenant.gateway.websocket.exchange import WebSocketExchange
 from cotenant.interfaces import (
     AdvisorBook,
     AlertBook,
@@ -186,8 +188,13 @@ class Gateway:
             if upstream:
                 key = self._access.check(scope, is_open=False)
                 require(key, KeyScope.OPERATE)
-                proxy = self._proxy.of(key)
-                exchange = Exchange(proxy, upstream_target(scope, proxy.router), headers, receive, send)
+                proxy, tunnel = self._proxy.of(key), tunnel_of(scope)
+                own = upstream_target(scope, proxy.router)
+                if tunnel is not None:
+                    ended = partial(self._ended, scope, key)
+                    await WebSocketExchange(proxy, own, headers, tunnel, ended).run()
+                    return
+                exchange = Exchange(proxy, own, headers, receive, send)
                 await exchange.run()
             elif target is None:
                 await self._handle(scope, receive, send)
@@ -201,12 +208,12 @@ class Gateway:
         except CotenantError as error:
             await send_problem(send, error)
         except asyncio.CancelledError:
-            if not _has_begun(exchange, send):
+            if not _has_begun(scope, exchange, send):
                 await send_problem(send, ShuttingDown("the daemon is shutting down"))
             raise
         except Exception as error:
             _log.exception("request failed unexpectedly: path=%s", scope["path"])
-            if not _has_begun(exchange, send):
+            if not _has_begun(scope, exchange, send):
                 await send_problem(send, error)
 
     def _is_for_clients(self, path: str) -> bool:
@@ -341,8 +348,11 @@ class Gateway:
         return self._document
 
 
-def _has_begun(exchange: Exchange | None, send: Send) -> bool:
+def _has_begun(scope: Scope, exchange: Exchange | None, send: Send) -> bool:
     """Whether the response has begun, after which no other can be sent."""
+    tunnel = tunnel_of(scope)
+    if tunnel is not None and tunnel.is_open:
+        return True
     if isinstance(send, ErrorTranslator):
         return send.started
     return exchange is not None and exchange.started

@@ -24,6 +24,8 @@ from cotenant.domain.units import format_bytes
 from cotenant.gateway.app import Gateway
 from cotenant.gateway.http.limits import Limits
 from cotenant.gateway.http.problems import envelope, http_problem
+from cotenant.gateway.http.tunnel import Tunnel, with_tunnel
+from cotenant.gateway.inference.upstream import UPSTREAM
 
 _log = logging.getLogger("cotenant.gateway")
 
@@ -227,8 +229,9 @@ class _BoundedProtocol(HttpToolsProtocol):
     `since` is when the client was last expected to send, or, in a body, when it would have to have begun to
     have sent what came at the least rate.
 
-    Offers to speak another protocol are ignored (RFC 9110, 7.8): a JDK's HttpClient sends `Upgrade: h2c` with
-    its first request, and the parser would leave the body of that request unread.
+    Offers to speak another protocol are ignored (RFC 9110, 7.8), but for WebSocket to an engine: a JDK's
+    HttpClient sends `Upgrade: h2c` with its first request, and the parser would leave the body of that
+    request unread.
     """
 
     def __init__(self, config: uvicorn.Config, state: _State) -> None:
@@ -238,6 +241,8 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._unread_ms = round(state.limits.unread_s * 1000)
         self._bytes_since_progress = 0
         self._within: Literal["head", "body"] | None = "head"
+        self._offered: Tunnel | None = None
+        self._tunnel: Tunnel | None = None
         self.since = self.loop.time()
 
     @property
@@ -266,9 +271,14 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if self._tunnel is not None:
+            self._tunnel.end()
         self._state.connection_ended.set()
 
     def data_received(self, data: bytes) -> None:
+        if self._tunnel is not None:
+            self._tunnel.feed(data)
+            return
         self._bytes_since_progress += len(data)
         if self._within == "body":
             # Bytes buy time, not more than has passed: one that comes now and then buys next to none.
@@ -283,9 +293,14 @@ class _BoundedProtocol(HttpToolsProtocol):
             return
         except httptools.HttpParserUpgrade as upgrade:
             # The parser is of no use after this: another one reads the request without the offer.
-            head = self._head_without_offer()
+            head, rest = self._head_without_offer(), data[upgrade.args[0] :]
+            if self._offers_websocket():
+                self._offered = Tunnel(self.transport, self.flow, self._begin_tunnel)
             self.parser = httptools.HttpRequestParser(self)
-            self.data_received(head + data[upgrade.args[0] :])
+            self.data_received(head if self._offered else head + rest)
+            self._tunnel, self._offered = self._offered, None
+            if self._tunnel is not None and rest:
+                self._tunnel.feed(rest)
             return
         if self._bytes_since_progress > self._head_bytes and not self.transport.is_closing():
             self._refuse(
@@ -298,8 +313,14 @@ class _BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._bytes_since_progress = 0
         self._within, self.since = "body", self.loop.time()
-        if not self._is_offer:
-            super().on_headers_complete()
+        if self._is_offer:
+            return
+        if self._offered is not None:
+            with_tunnel(self.scope, self._offered)
+        super().on_headers_complete()
+        if self._offered is not None:
+            # What follows an offer that was not accepted is no request.
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._bytes_since_progress = 0
@@ -318,6 +339,15 @@ class _BoundedProtocol(HttpToolsProtocol):
     @property
     def _is_offer(self) -> bool:
         return bool(self.parser.should_upgrade()) and self.parser.get_method() != b"CONNECT"
+
+    def _offers_websocket(self) -> bool:
+        """Whether the request offers a WebSocket where one may be."""
+        offered = dict(self.headers).get(b"upgrade", b"").lower() == b"websocket"
+        return offered and self.parser.get_method() == b"GET" and self.url.startswith(UPSTREAM.encode())
+
+    def _begin_tunnel(self) -> None:
+        # uvicorn sends no response of its own then.
+        self.cycle.response_started = True
 
     def _head_without_offer(self) -> bytes:
         version = self.parser.get_http_version().encode()

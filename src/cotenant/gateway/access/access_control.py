@@ -18,6 +18,7 @@ from cotenant.gateway.access.sessions import LIFETIME_S, BrowserSession, Session
 from cotenant.gateway.http.bodies import RequestModel, read_body
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import BODY_ERRORS, Body, Reply, Route
+from cotenant.gateway.http.tunnel import tunnel_of
 
 SESSION: Final = "/api/session"
 _COOKIE: Final = "cotenant_session"
@@ -94,7 +95,8 @@ class AccessControl:
         if host is not None:
             self._hosts.check_host(host)
         changes_state = scope["method"] not in frozenset({"GET", "HEAD", "OPTIONS"})
-        if changes_state and origin is not None:
+        # A browser opens a WebSocket for any page, and says only in `Origin` for which.
+        if (changes_state or tunnel_of(scope) is not None) and origin is not None:
             self._hosts.check_origin(origin, host)
         if needs_key:
             session = self._sessions.find(_cookie(headers, host))

@@ -108,10 +108,7 @@ class Pool:
                 connection.abort()
                 raise
         except OSError as error:  # TimeoutError is one
-            how = "accepts no connection" if isinstance(error, TimeoutError) else "cannot be reached"
-            if (fault := str(error) if isinstance(error, PortTaken) else tls_fault(error)) is not None:
-                how = f"{how}: {fault}"
-            raise UpstreamFailed(f"the engine at {endpoint.url} {how}") from error
+            raise _unreachable(endpoint, error) from error
         return connection
 
     def give_back(self, connection: EngineConnection) -> None:
@@ -142,3 +139,28 @@ class Pool:
             for connection in connections:
                 connection.abort()
         self._idle.clear()
+
+
+async def open_stream(
+    endpoint: Endpoint, within_s: float
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Open a connection for what is not HTTP. Raises UpstreamFailed."""
+    context = client_context() if endpoint.tls else None
+    try:
+        async with asyncio.timeout(within_s):
+            reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=context)
+        try:
+            verify_listener(endpoint)
+        except PortTaken:
+            writer.transport.abort()
+            raise
+    except OSError as error:
+        raise _unreachable(endpoint, error) from error
+    return reader, writer
+
+
+def _unreachable(endpoint: Endpoint, error: OSError) -> UpstreamFailed:
+    how = "accepts no connection" if isinstance(error, TimeoutError) else "cannot be reached"
+    if (fault := str(error) if isinstance(error, PortTaken) else tls_fault(error)) is not None:
+        how = f"{how}: {fault}"
+    return UpstreamFailed(f"the engine at {endpoint.url} {how}")

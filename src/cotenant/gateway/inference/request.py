@@ -209,6 +209,14 @@ def upload_head(target: Target, endpoint: Endpoint, headers: Sequence[Header], l
     return b"%bcontent-length: %d\r\n%b\r\n" % (start.encode(), length, forwarded)
 
 
+def websocket_head(target: Target, endpoint: Endpoint, headers: Sequence[Header]) -> bytes:
+    """Render the head by which an engine is offered a WebSocket."""
+    key = "" if endpoint.key is None else f"authorization: Bearer {endpoint.key}\r\n"
+    start = f"GET {endpoint.target(target.path.decode())} HTTP/1.1\r\nhost: {endpoint.authority}\r\n{key}"
+    offer = "connection: Upgrade\r\nupgrade: websocket\r\n"
+    return b"%b%b\r\n" % ((start + offer).encode(), _forwarded(headers, _NOT_FORWARDED))
+
+
 def _forwarded(headers: Sequence[Header], dropped: frozenset[bytes]) -> bytes:
     lines = []
     for name, value in headers:

@@ -1,0 +1,1 @@
+"""WebSocket to engines: passed frame by frame; it must not know what is said."""
