@@ -118,7 +118,7 @@ _ENTRANCES: dict[str, set[str]] = {
     "engines.llama_cpp": {"builds", "install", "rehearsal"},
     "engines.ollama": {"client"},
     "engines.vllm": {"release"},
-    "engines.process": {"guard", "log_folder", "marks", "process"},
+    "engines.process": {"guard", "log_folder", "marks", "process", "slot_store"},
     "gateway.inference": {"request_log"},
     "hardware.gpus": {"card_health", "described", "host", "inventory", "xid_events"},
     "hardware.model_cache": {"load_progress", "warm"},

@@ -32,7 +32,7 @@ from cotenant.domain.exit_causes import Cause
 from cotenant.domain.fragmentation import Defragmentation, Fragmentation
 from cotenant.domain.histograms import Histogram
 from cotenant.domain.hub import PullStep
-from cotenant.domain.launching import ON_HOST, LaunchOptions
+from cotenant.domain.launching import ON_HOST, LaunchOptions, SlotCache
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
 from cotenant.domain.moves import MovePlan
 from cotenant.domain.placements import Budget, Placement, PlanQuery, Refusal
@@ -50,9 +50,9 @@ class GpuProbe(Protocol):
 class EngineOrder:
     """What to run: a named model with its placement.
 
-    `model_path` is None if the engine finds the model by name. `options` are the operator's settings for the
-    engine. `env` and `args` are the operator's additions, applied last. `launch` says whether it runs in a
-    container. `planned_gpus` are those that it was planned on, also described ones, which it cannot see.
+    `model_path` is None if the engine finds the model by name. `options` are the operator's for the engine,
+    `env` and `args` the operator's additions, applied last. `launch` says whether it runs in a container.
+    `planned_gpus` are also described ones, which it cannot see. Without `slot_cache`, no slot can be saved.
     """
 
     name: str
@@ -66,6 +66,7 @@ class EngineOrder:
     options: EngineOptions = NO_OPTIONS
     launch: LaunchOptions = ON_HOST
     planned_gpus: Sequence[Device] = ()
+    slot_cache: SlotCache | None = None
 
 
 class Engine(Protocol):

@@ -17,7 +17,7 @@ from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import Endpoint, EngineOptions
 from cotenant.domain.launching import LauncherKind, LaunchOptions
 from cotenant.domain.units import MIB
-from cotenant.engines.base.server import HostInputs, Meter
+from cotenant.engines.base.host_inputs import HostInputs, Meter
 from cotenant.engines.command.engine import CommandHost
 from cotenant.engines.llama_cpp.engine import LlamaHost
 from cotenant.engines.ollama.engine import OllamaHost

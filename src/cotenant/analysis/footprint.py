@@ -92,6 +92,22 @@ def draft_recipe(recipe: Recipe, n_ctx: int) -> Recipe:
     return replace(recipe, n_ctx=n_ctx, n_cpu_moe=0, cache_type_k=f16, cache_type_v=f16)
 
 
+def restorable_token_bytes(shape: ModelShape, recipe: Recipe) -> int | None:
+    """Return the bytes of cache that a token takes; None for a cache that no engine can go on with later.
+
+    Of a window, and of recurrent state, an engine keeps only the end, which fits a prompt that continues
+    right there and no other (`server-context.cpp`, checkpoints). Where the formula is not known to be
+    exact, neither is what the cache holds.
+    """
+    layers = [layer for layer in shape.layers if not layer.skipped]
+    whole = all(each.attention is not AttentionKind.SLIDING and not each.state_elements for each in layers)
+    if not whole or not shape.kv_exact:
+        return None
+    one = CacheGeometry(cells=1, sliding_cells=1, streams=1)
+    widest_v = max((layer.v_elements for layer in layers), default=0)
+    return sum(layer_kv_bytes(layer, recipe, one, widest_v) for layer in layers) or None
+
+
 class Costs:
     """What any range of units needs on a device, for one shape and one recipe, in constant time.
 

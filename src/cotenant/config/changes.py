@@ -88,6 +88,7 @@ def _differ(old: Any, new: Any) -> list[str]:
 def _changed_settings(old: Configuration, new: Configuration) -> Iterator[str]:
     for section in ("server", "devices", "scheduling", "alerts", "advisor"):
         yield from (f"{section}.{name}" for name in _differ(getattr(old, section), getattr(new, section)))
-    for name in ("warm_ram_bytes", "models_dir", "nodes", "services", "database", "ollama"):
+    warm = ("warm_ram_bytes", "warm_kv_bytes", "warm_kv_dir")
+    for name in (*warm, "models_dir", "nodes", "services", "database", "ollama"):
         if getattr(old, name) != getattr(new, name):
             yield name

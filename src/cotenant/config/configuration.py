@@ -333,7 +333,8 @@ class Problem:
 class Configuration:
     """The whole configuration. `path` is None if no file was read.
 
-    At most `warm_ram_bytes` of model files are kept in host RAM, 0 for none, None for half of what is free.
+    At most `warm_ram_bytes` of model files are kept in host RAM, 0 for none, None for half of what is free;
+    of KV caches `warm_kv_bytes`, None for 1/16 of the RAM, in `warm_kv_dir`, None for a folder in RAM.
 
     `is_empty` says that there is no file or that no setting is in it.
 
@@ -351,6 +352,8 @@ class Configuration:
     nodes: NodesSettings | None = None
     advisor: AdvisorSettings = field(default_factory=AdvisorSettings)
     warm_ram_bytes: int | None = None
+    warm_kv_bytes: int | None = None
+    warm_kv_dir: Path | None = None
     models_dir: Path | None = None
     models: tuple[ModelEntry, ...] = ()
     services: ServicesSettings | None = None

@@ -105,6 +105,8 @@ class _Resolution:
             advisor=advisor,
             nodes=_nodes_settings(self._checked),
             warm_ram_bytes=None if settings.warm.ram_mib is None else settings.warm.ram_mib * MIB,
+            warm_kv_bytes=None if settings.warm.kv_mib is None else settings.warm.kv_mib * MIB,
+            warm_kv_dir=self._path(settings.warm.kv_dir),
             models_dir=models_dir,
             models=models,
             services=services_settings(settings.services, self._checked) if settings.services else None,

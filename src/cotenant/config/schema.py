@@ -170,16 +170,21 @@ class Advisor(section_of(SECTIONS["advisor"])):  # type: ignore[misc]
 
 
 class Warm(Section):
-    """Model files that are kept in the page cache of host RAM."""
+    """What is kept in host RAM: model files, and KV caches of unloaded models."""
 
     ram_mib: Mib | None = optional(
         "MiB of files to keep at most, 0 for none; default: half of the available memory"
     )
 
+    kv_mib: Mib | None = optional(
+        "MiB of KV caches to keep over unloads at most, 0 for none; default: 1/16 of the RAM"
+    )
+    kv_dir: PathText | None = optional("folder for them, on a disk too; default: one in RAM")
+
     @model_validator(mode="before")
     @classmethod
     def _off(cls, data: Any) -> Any:
-        return {"ram_mib": 0} if data in ("off", False) else data
+        return {"ram_mib": 0, "kv_mib": 0} if data in ("off", False) else data
 
 
 class RulesSection(Section):

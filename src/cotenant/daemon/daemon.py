@@ -31,6 +31,7 @@ from cotenant.daemon.monitors.defragmenter import Defragmenter
 from cotenant.daemon.monitors.load_progress import LoadWatcher
 from cotenant.daemon.monitors.process_memory import ProbeMeter
 from cotenant.daemon.monitors.recorder import Recorder
+from cotenant.daemon.monitors.slot_keeper import SlotKeeper, open_slot_store
 from cotenant.daemon.monitors.warm_keeper import WarmKeeper
 from cotenant.daemon.monitors.watchers import CardWatcher
 from cotenant.daemon.past_runs import with_margin
@@ -92,6 +93,9 @@ class Daemon:
         readings, exclusive = inputs.inventory.readings.values(), ComputeMode.EXCLUSIVE_PROCESS
         # By port, since two daemons of one user must not write one file.
         logs = LogFolder(options.log_dir / str(sock.getsockname()[1]))
+        memory = HostProbe(clock).memory()
+        kept = configuration.warm_kv_bytes, configuration.warm_kv_dir
+        self._slots = open_slot_store(*kept, memory.total_bytes)
         self._hosts = EngineHosts(
             HostInputs(
                 logs,
@@ -104,6 +108,7 @@ class Daemon:
                     for entry in self._active.models
                     if entry.options.address is not None and entry.options.address.key is not None
                 ),
+                slots=self._slots,
             )
         )
         self._warned: tuple[str, ...] = ()
@@ -162,6 +167,8 @@ class Daemon:
         )
         self._cards.listeners += [self._alerts.measured, recorder.measured, self._engines.footprints.measured]
         self._cards.listeners.append(lambda _: self._mover.republish())
+        if self._slots is not None and configuration.warm_kv_dir is None:
+            self._cards.listeners.append(SlotKeeper(self._slots, view).measured)
         self._sharing.listeners.append(self._cards.republish)
         active.listeners += [self._mover.republish, self._cards.republish]
         self._adviser = AdviceProcess(active.planned, lambda: self._cards.last, past, options.use_fit_params)
@@ -192,6 +199,8 @@ class Daemon:
                 await self._serve_until_stopped(after_ready)
         finally:
             self._hosts.forbid_sleep()
+            if self._slots is not None:
+                self._slots.close()
             await self._loop.stop(0 if self._hurry.is_set() else _LAST_ENGINES_S)
             await self._hosts.end_sleeping()
             await self._adviser.close()

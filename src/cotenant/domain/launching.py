@@ -84,3 +84,14 @@ class LaunchOptions:
 
 
 ON_HOST = LaunchOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class SlotCache:
+    """What saved slots of a model depend on: `identity` stands for its files, recipe and arguments.
+
+    A token takes `bytes_per_token` of the KV cache.
+    """
+
+    identity: str
+    bytes_per_token: int

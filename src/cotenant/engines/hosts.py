@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Final
 
 from cotenant.domain.engine_kinds import EngineKind
-from cotenant.engines.base.server import HostInputs as HostInputs
+from cotenant.engines.base.host_inputs import HostInputs as HostInputs
 from cotenant.engines.command.engine import CommandHost
 from cotenant.engines.llama_cpp.engine import LlamaHost
 from cotenant.engines.ollama.engine import OllamaHost

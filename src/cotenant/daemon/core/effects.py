@@ -13,6 +13,7 @@ from cotenant.clock import Clock
 from cotenant.concurrency.background_tasks import BackgroundTasks
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.abandoned_slots import AbandonedSlotReaper
+from cotenant.daemon.core.fleet import slot_cache
 from cotenant.domain.devices import DeviceKind
 from cotenant.domain.engines import EngineEnd, EngineReport
 from cotenant.domain.errors import CotenantError, EngineError
@@ -274,6 +275,7 @@ class Effects:
             launch=entry.launch,
             options=entry.options,
             planned_gpus=[device for device in planned if device.kind is not DeviceKind.HOST],
+            slot_cache=slot_cache(entry, carried_out.recipe),
         )
         running.engine = await host.start(order)
         return await self._serve(residency, running, carried_out, running.engine)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from cotenant.analysis.footprint import restorable_token_bytes
 from cotenant.config.configuration import ModelEntry
 from cotenant.domain.devices import Device, unclear_index
 from cotenant.domain.engine_kinds import EngineKind, PlanMethod
 from cotenant.domain.errors import BadSplit, UnknownDevice, UnknownModel
-from cotenant.domain.models import FEWEST_EXPERTS, MOST_LAYERS, SplitPolicy
+from cotenant.domain.launching import SlotCache
+from cotenant.domain.models import FEWEST_EXPERTS, MOST_LAYERS, ModelKind, Recipe, SplitPolicy
 from cotenant.domain.placements import Budget, Placement, Refusal
+from cotenant.domain.settings import settings_of
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.device_needs import Fit
 from cotenant.planning.planner import leave_to_engine, place
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
 
 _LOAD_BYTES_PER_S = 1_000_000_000
 _LOAD_AT_LEAST_S = 1.0
+_OF_CACHE: Final = tuple(each.name for each in settings_of(Recipe) if each.group == "context")
+"""Which fields of a recipe a cache depends on: those of the layout say only where it is."""
 LOCAL = "local"
 """A name that any client may use while exactly one model is served."""
 
@@ -164,3 +170,19 @@ def find_device(devices: Sequence[Device], gpu: str) -> Device:
         what = "names several GPUs" if found else "is no GPU of this daemon"
         raise UnknownDevice(f"{gpu[:80]!r} {what}", hint=f"There are: {there}.")
     return found[0]
+
+
+def slot_cache(entry: ModelEntry, recipe: Recipe) -> SlotCache | None:
+    """Return what saved slots of a model depend on; None if its engine cannot restore them.
+
+    llama.cpp refuses it for models with a projector, and does not save what a draft or an adapter adds.
+    """
+    alone = entry.projector_path is None and not [*entry.companions.files()]
+    if recipe.engine is not EngineKind.LLAMA_CPP or entry.shape.kind is not ModelKind.TEXT or not alone:
+        return None
+    per_token = restorable_token_bytes(entry.shape, recipe)
+    if per_token is None:
+        return None
+    cache = [getattr(recipe, name) for name in _OF_CACHE]
+    facts = (str(entry.path), entry.signature, cache, sorted(entry.env.items()), entry.args)
+    return SlotCache(hashlib.sha256(repr(facts).encode()).hexdigest(), per_token)

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.effects import Running
 from cotenant.daemon.core.loop import Loop
-from cotenant.domain.devices import HOST_ID, Device, DeviceId
+from cotenant.domain.devices import HOST_ID, Device, DeviceId, DeviceKind
 from cotenant.domain.residencies import ResidencyId, ResidencyState
 from cotenant.scheduling.queries.warm_ranking import rank, warm_candidates
 from cotenant.scheduling.residency import Residency
@@ -59,6 +59,19 @@ class FleetView:
         entries = self._loop.fleet.entries
         sizes = {name: sum(file.size for file in entry.signature) for name, entry in entries.items()}
         return rank(warm_candidates(self._state, sizes, self._loop.clock.now()), budget_bytes, kept)
+
+    def host_room(self) -> int | None:
+        """Return what of host RAM is not claimed, in bytes, negative if too much is; None if unknown."""
+        ledger = self._state.ledger
+        host = ledger.readings.get(HOST_ID) or ledger.hosts.get(HOST_ID)
+        if host is None or host.free_bytes is None:
+            return None
+        return ledger.available_bytes(host.device.id)
+
+    def holds_models_in_ram(self) -> bool:
+        """Whether models are placed in host RAM: it is the only device, or a GPU shares it."""
+        readings = self._state.ledger.readings.values()
+        return any(r.device.unified or r.device.kind is DeviceKind.HOST for r in readings)
 
     def is_reclaiming(self) -> bool:
         """Whether memory of an engine that has ended is not yet seen to be free."""

@@ -3,26 +3,27 @@
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Coroutine, Sequence, Set
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from cotenant.domain.devices import Device, DeviceId
+from cotenant.domain.devices import Device
 from cotenant.domain.engine_arguments import refused_argument
 from cotenant.domain.engines import LOG_MARK, Endpoint, EngineBuild, EngineEnd, EngineReport
 from cotenant.domain.errors import BadRecipe, EngineError, EngineLoadFailed, EngineLoadTimeout
 from cotenant.domain.exit_causes import Cause, Diagnosis
 from cotenant.domain.units import MIB, format_duration
 from cotenant.engines.base.health import HealthRules, until_hung
+from cotenant.engines.base.host_inputs import HostInputs
 from cotenant.engines.diagnosis.diagnosis import diagnose
 from cotenant.engines.diagnosis.remedies import REMEDIES
 from cotenant.engines.launch.container import RunAs
 from cotenant.engines.launch.launchers import launch
 from cotenant.engines.launch.plan import LaunchPlan, visible_devices
 from cotenant.engines.process.activity import Activity
-from cotenant.engines.process.log_folder import LogFolder, RotatingLog
+from cotenant.engines.process.log_folder import RotatingLog
 from cotenant.engines.process.ports import LOOPBACK, ReservedPort
 from cotenant.engines.process.process import ChildProcess
 from cotenant.http.client import probe
@@ -43,35 +44,6 @@ _NO_HEALTH_STATUSES: Final = frozenset({400, 404, 405, 410, 501})
 """What a server answers that has no such path; one that is loading answers 503, or nothing."""
 
 _log = logging.getLogger(__name__)
-
-
-class Meter(Protocol):
-    """Measures the memory that our processes hold."""
-
-    async def held_bytes(self, group: int) -> int | None:
-        """Return what a process group holds on all GPUs; None if the driver does not report it."""
-        ...
-
-    async def free_host_bytes(self) -> int | None:
-        """Return the free host RAM; None if unknown."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class HostInputs:
-    """What hosts may need. `exclusive` are the cards that admit one process at a time.
-
-    `llama_server` is the operator's program, `cuda_version` the driver's. `secrets` returns values that no
-    engine gets of our environment, such as the keys of remote servers.
-    """
-
-    logs: LogFolder
-    meter: Meter
-    exclusive: Set[DeviceId] = frozenset()
-    llama_server: Path | None = None
-    cuda_version: str | None = None
-    health: HealthRules = field(default_factory=HealthRules)
-    secrets: Callable[[], frozenset[str]] = frozenset
 
 
 @dataclass(slots=True)

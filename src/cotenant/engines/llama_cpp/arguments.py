@@ -34,7 +34,7 @@ class LlamaArguments:
     `host_tensors` is a pattern of tensors that stay in host RAM, empty for none.
     If `n_gpu_layers` is None, it fits the layers itself and keeps `fit_margins_mib` free on each device.
     A draft is whole on `draft_device`, the engine's name of its first GPU, empty for the only one.
-    `extra` comes last, as written.
+    In `slot_folder` it saves slots, None if it is to save none. `extra` comes last, as written.
     """
 
     model_path: str
@@ -59,6 +59,7 @@ class LlamaArguments:
     host: str = LOOPBACK
     prompt_cache_mib: int = PROMPT_CACHE_MIB
     verbosity: int = BUFFER_LINES
+    slot_folder: str | None = None
     extra: tuple[str, ...] = ()
 
 

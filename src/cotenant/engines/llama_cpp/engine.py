@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import os
@@ -19,14 +20,16 @@ from cotenant.domain.errors import EngineLacksDevice
 from cotenant.domain.exit_causes import Diagnosis
 from cotenant.domain.units import MIB
 from cotenant.domain.vendors import Vendor
-from cotenant.engines.base.server import HostInputs, ServerEngine, ServerHost, Started
+from cotenant.engines.base.host_inputs import HostInputs
+from cotenant.engines.base.server import ServerEngine, ServerHost, Started
 from cotenant.engines.launch.plan import LaunchPlan, runs_on_described, visible_devices
 from cotenant.engines.llama_cpp.arguments import LlamaArguments, arguments_for, validate
 from cotenant.engines.llama_cpp.builds import choose, discover, server_flags
 from cotenant.engines.llama_cpp.host_facts import read_host_facts
 from cotenant.engines.llama_cpp.image_builds import image_build
 from cotenant.engines.llama_cpp.report import missing_devices, parse_report
-from cotenant.engines.llama_cpp.server_flags import server_argv
+from cotenant.engines.llama_cpp.server_flags import SLOT_FOLDER, server_argv
+from cotenant.engines.llama_cpp.slots import EngineSlots
 from cotenant.http.client import probe_ok
 from cotenant.interfaces import EngineOrder
 
@@ -105,24 +108,46 @@ class LlamaHost(ServerHost):
         arguments = arguments_for(order, read_host_facts(), 0)
         if build.program in self._never_repack:
             arguments = replace(arguments, repack=False)
+        slots = self._slots(order, build)
+        if slots is not None:
+            arguments = replace(arguments, slot_folder=str(slots.store.folder_of(slots.key)))
         started = await self._start(
             order, lambda port: llama_plan(build, order, replace(arguments, port=port))
         )
         never_repack = partial(self._never_repack.add, build.program) if arguments.repack else None
-        return LlamaEngine(started, build, never_repack)
+        saves = build.form is EngineForm.EMBEDDED or SLOT_FOLDER in started.plan.argv
+        return LlamaEngine(started, build, never_repack, slots if saves else None)
+
+    def _slots(self, order: EngineOrder, build: EngineBuild) -> EngineSlots | None:
+        """Return how slots are saved and restored; None if they are not to be, or cannot be."""
+        store, cache = self._inputs.slots, order.slot_cache
+        if store is None or cache is None or order.launch.image is not None:
+            return None
+        facts = (cache.identity, build.program, build.form, build.version)
+        key = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+        return EngineSlots(store, key, cache, order.placement.recipe.parallel, order.name)
 
 
 class LlamaEngine(ServerEngine):
-    """One llama.cpp process that serves one model; `on_illegal_instruction` is called if it dies of one."""
+    """One llama.cpp process that serves one model; `on_illegal_instruction` is called if it dies of one.
+
+    Its `slots` are saved before it is stopped in peace, and restored by the next one.
+    """
 
     # One thread samples for all slots: a grammar that takes it for ever leaves /health answering.
     _queue_path = _SLOTS
 
     def __init__(
-        self, started: Started, build: EngineBuild, on_illegal_instruction: Callable[[], None] | None = None
+        self,
+        started: Started,
+        build: EngineBuild,
+        on_illegal_instruction: Callable[[], None] | None = None,
+        slots: EngineSlots | None = None,
     ) -> None:
         super().__init__(started, build)
         self._on_illegal_instruction = on_illegal_instruction
+        self._slots = slots
+        self._serves = False
         self._report: EngineReport | None = None
 
     async def busy_slots(self) -> int | None:
@@ -144,6 +169,20 @@ class LlamaEngine(ServerEngine):
             # Compute buffers come last. The report is kept, since the log may be rotated.
             self._report = report
         return report
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Return when it is ready and has the slots that were saved of the engine before it."""
+        await super().wait_ready(timeout_s)
+        if self._slots is not None:
+            await self._slots.restore(self.endpoint)
+        self._serves = True
+
+    async def stop(self, grace_s: float) -> None:
+        """Save its slots, unless there is no grace, and stop it."""
+        if self._slots is not None and self._serves and grace_s > 0 and not self.ended:
+            self._serves = False
+            await self._slots.save(self.endpoint)
+        await super().stop(grace_s)
 
     def _diagnose(self, returncode: int, *, was_ready: bool) -> Diagnosis:
         """As for any server; a build that died of an illegal instruction is remembered."""

@@ -12,6 +12,7 @@ from cotenant.domain.errors import EngineMissing
 from cotenant.domain.models import FlashAttention, SplitMode
 from cotenant.engines.llama_cpp.arguments import ALL_DRAFT_LAYERS, LlamaArguments
 
+SLOT_FOLDER: Final = "--slot-save-path"
 _FLAG: Final = re.compile(r"--?[A-Za-z][A-Za-z0-9-]*")
 # A line that starts at the margin with a dash introduces an option; longer explanations are indented.
 _OPTION: Final = re.compile(rf"^((?:{_FLAG.pattern},?[^\S\n]+)*{_FLAG.pattern})(?: (\S+))?", re.MULTILINE)
@@ -144,6 +145,10 @@ def _memory(arguments: LlamaArguments, flags: ServerFlags) -> Iterator[str]:
         if recipe.mlock:
             yield from flags.required(("--mlock",))
     yield from flags.optional(("--cache-ram", "-cram"), arguments.prompt_cache_mib)
+    if arguments.slot_folder is not None:
+        yield from flags.optional((SLOT_FOLDER,), f"{arguments.slot_folder}/")
+        # Else idle slots are emptied into a cache that nothing can save.
+        yield from flags.optional(("--no-cache-idle-slots",))
     if arguments.projector_path is not None:
         yield from flags.required(("--mmproj", "-mm"), arguments.projector_path)
     if arguments.draft_path is not None:

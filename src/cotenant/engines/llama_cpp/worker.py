@@ -79,6 +79,10 @@ def _fill(xlc: Any, params: Any, arguments: dict[str, Any]) -> None:
     params.load_mode = _member(xlc, "llama_load_mode", _LOAD_MODES[recipe["mmap"], recipe["mlock"]])
     params.no_extra_bufts = not arguments["repack"]
     params.cache_ram_mib = arguments["prompt_cache_mib"]
+    if arguments["slot_folder"] is not None:
+        params.slot_save_path = f"{arguments['slot_folder']}/"
+        # Else idle slots are emptied into a cache that nothing can save.
+        params.cache_idle_slots = False
     params.embedding = arguments["embedding"] or arguments["rerank"]
     if arguments["rerank"]:
         params.pooling_type = _member(xlc, "llama_pooling_type", "rank")

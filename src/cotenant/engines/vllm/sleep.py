@@ -13,7 +13,7 @@ from cotenant.domain.errors import EngineLoadFailed
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.models import ModelKind
 from cotenant.domain.units import GIB, format_bytes
-from cotenant.engines.base.server import Meter
+from cotenant.engines.base.host_inputs import Meter
 from cotenant.http.client import probe, probe_json, probe_ok
 from cotenant.interfaces import EngineOrder
 
