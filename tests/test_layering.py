@@ -100,7 +100,7 @@ _SIBLINGS: dict[str, dict[str, set[str]]] = {
         "ollama": {"http", "inference"},
         "plans": {"http"},
         "services": {"http"},
-        "operator": {"http", "plans", "services"},
+        "operator": {"http", "telemetry", "plans", "services"},
         "openapi": {"http"},
         "websocket": {"http", "inference"},
     },

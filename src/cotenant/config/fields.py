@@ -1,7 +1,8 @@
 """The declared settings of each section, and how each setting is parsed."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, get_origin
@@ -19,10 +20,11 @@ from cotenant.config.keys import instant
 from cotenant.config.scalars import Scalar
 from cotenant.config.values.copies import copies
 from cotenant.config.values.nodes import NodesSettings, node, ray_address, tls
+from cotenant.domain.errors import BadQuantity, BadSetting, UsageError
 from cotenant.domain.keys import ApiKey
 from cotenant.domain.models import Recipe
 from cotenant.domain.settings import Setting, settings_of
-from cotenant.domain.units import MIB
+from cotenant.domain.units import MIB, parse_duration
 from cotenant.planning.budgets import BudgetRules
 from cotenant.scheduling.model_spec import SchedulerSettings
 from cotenant.scheduling.policy import POLICIES
@@ -107,6 +109,35 @@ def scalar_of(setting: Setting) -> Scalar:
     if isinstance(setting.type, type) and issubclass(setting.type, StrEnum):
         return scalars.member(setting.type)
     return scalars.text
+
+
+def key_rights(given: Mapping[str, Any], now: float, where: Callable[[Setting], str]) -> dict[str, Any]:
+    """Return the rights of an API key by field, of texts or values by their keys in the file.
+
+    A time may also be a duration from `now`. None is not given. Raises BadSetting, which says `where`.
+    """
+    found: dict[str, Any] = {}
+    for each in settings_of(ApiKey):
+        value = given.get(each.key)
+        if value is None:
+            continue
+        read = scalar_of(each).read
+        try:
+            if each.key == "expires" and (left_s := _duration(value)) is not None:
+                found[each.name] = now + left_s
+            elif is_list(each):
+                found[each.name] = tuple(map(read, value.split(",") if isinstance(value, str) else value))
+            else:
+                found[each.name] = read(value)
+        except UsageError as error:
+            raise BadSetting(f"{where(each)}: {error.message}", hint=error.hint) from None
+    return found
+
+
+def _duration(value: Any) -> float | None:
+    with suppress(BadQuantity):
+        return parse_duration(value) if isinstance(value, str) else None
+    return None
 
 
 def in_units_of_field(setting: Setting, value: Any) -> Any:

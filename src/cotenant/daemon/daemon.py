@@ -27,6 +27,7 @@ from cotenant.daemon.core.router import FleetRouter
 from cotenant.daemon.core.settings import ApiKeys, scheduler_settings
 from cotenant.daemon.cpu_fallback import place_on_this_machine
 from cotenant.daemon.engines import EngineMonitors
+from cotenant.daemon.key_book import StoredKeyBook
 from cotenant.daemon.monitors.defragmenter import Defragmenter
 from cotenant.daemon.monitors.load_progress import LoadWatcher
 from cotenant.daemon.monitors.process_memory import ProbeMeter
@@ -57,6 +58,7 @@ from cotenant.scheduling.events import LoadAsked, StopAsked
 from cotenant.scheduling.scheduler import Scheduler
 from cotenant.services.compose.orchestrator import ComposeOrchestrator
 from cotenant.services.operator import Services
+from cotenant.store.key_file import NAME, KeyFile
 from cotenant.store.store import Store
 
 _LOG = logging.getLogger(__name__)
@@ -136,6 +138,7 @@ class Daemon:
             {model: with_margin(count) for model, count in past.seen_bytes.items()},
             keys=keys,
         )
+        self._key_book = StoredKeyBook(active, KeyFile(options.state_dir / NAME), store.journal)
         self._router = FleetRouter(loop, active.remedies)
         self._operator = FleetOperator(loop, active.reload)
         self._lessor = FleetLessor(loop)
@@ -298,6 +301,7 @@ class Daemon:
             advisor=self._advisor,
             adviser=self._adviser,
             api_keys=active.keys.current,
+            keys=self._key_book,
             hosts=(*server.allowed_hosts, Endpoint(server.host, server.port).authority),
             media_hosts=server.media_hosts,
             cors_origins=server.cors_origins,

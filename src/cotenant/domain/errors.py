@@ -337,6 +337,12 @@ class UnknownLease(RequestError):
     code = "unknown_lease"
 
 
+class UnknownKey(RequestError):
+    """No API key has this name."""
+
+    code = "unknown_key"
+
+
 class WrongKind(RequestError):
     """The kind of the model does not support this request: an embedding model cannot chat."""
 

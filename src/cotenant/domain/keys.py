@@ -76,6 +76,45 @@ class ApiKey:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class KeyUse:
+    """What requests of a key have used: tokens that engines counted, and seconds of waits for models."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    wait_s: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of requests and answers."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def __add__(self, other: KeyUse) -> KeyUse:
+        return KeyUse(
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.wait_s + other.wait_s,
+        )
+
+    def __sub__(self, other: KeyUse) -> KeyUse:
+        return KeyUse(
+            self.requests - other.requests,
+            self.prompt_tokens - other.prompt_tokens,
+            self.completion_tokens - other.completion_tokens,
+            self.wait_s - other.wait_s,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUses:
+    """What a key has used: on one day, and since it is counted."""
+
+    day: KeyUse = KeyUse()
+    total: KeyUse = KeyUse()
+
+
 def flat_key(text: str) -> ApiKey:
     """Return the key of `api_keys` with this text: it has all rights, and is named by its digest."""
     digest = key_digest(text)

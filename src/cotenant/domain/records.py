@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.engine_kinds import EngineKind
+from cotenant.domain.keys import KeyUse
 from cotenant.domain.models import Parts
 
 if TYPE_CHECKING:
@@ -100,4 +102,18 @@ class DecisionRecord:
     decision: Decision
 
 
-Record = FootprintRecord | LoadRecord | DecisionRecord
+def day_of(unix_s: float) -> str:
+    """Return the day of an instant in UTC, as 2026-11-29."""
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUseRecord:
+    """What the requests of a key used that ended within a while of a `day`, such as 2026-11-29, in UTC."""
+
+    day: str
+    key: str
+    use: KeyUse
+
+
+Record = FootprintRecord | LoadRecord | DecisionRecord | KeyUseRecord

@@ -40,6 +40,7 @@ from cotenant.gateway.ollama.api import BLOBS, READING, OllamaApi
 from cotenant.gateway.operator.advice import AdviceRoutes
 from cotenant.gateway.operator.decisions import DecisionRoutes
 from cotenant.gateway.operator.doctor import DoctorRoutes
+from cotenant.gateway.operator.keys import KeyBook, KeyRoutes
 from cotenant.gateway.operator.leases import LeaseRoutes
 from cotenant.gateway.operator.models import NAME, ModelRoutes
 from cotenant.gateway.operator.moves import MoveRoutes
@@ -106,6 +107,7 @@ class Gateway:
         alerts: AlertBook,
         puller: Puller,
         planner: Planner,
+        keys: KeyBook,
         console: Callable[[App], Pages],
         services: Services | None = None,
         advisor: AdvisorBook | None = None,
@@ -139,12 +141,14 @@ class Gateway:
         }
         self._history = History(self._proxy.counters, operator)
         self._metrics = Metrics(self._proxy.counters, operator, alerts, lessor, advisor, self._proxy.usages)
+        self._keys = KeyRoutes(keys, self._proxy.usages)
         self._models = ModelRoutes(router, operator, lessor, timing)
         self._table = RouteTable(
             self,
             self._models,
             MoveRoutes(router, mover),
             LeaseRoutes(lessor),
+            self._keys,
             DecisionRoutes(router, operator, lessor, alerts, services, clock, timing),
             self._history,
             self._access,
@@ -225,9 +229,10 @@ class Gateway:
         self._access.set_keys(keys)
 
     def open(self) -> None:
-        """Start to count decisions, to record the history and to write the request log."""
+        """Start to count decisions, to record the history and the use of keys, and the request log."""
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._history.run()), loop.create_task(self._count_decisions())]
+        work = self._history.run(), self._count_decisions(), self._keys.run()
+        self._tasks = [*map(loop.create_task, work)]
         if self._proxy.request_log is not None:
             self._tasks.append(loop.create_task(self._proxy.request_log.run()))
 
@@ -242,6 +247,7 @@ class Gateway:
         self._models.close()
         for task in self._tasks:
             task.cancel()
+        self._keys.record()
         if self._proxy.request_log is not None:
             self._proxy.request_log.close()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy.exc import SQLAlchemyError
 
 from cotenant.domain.errors import StoreError
+from cotenant.domain.keys import KeyUses
 from cotenant.services.model import SeenDevice
 from cotenant.store import sqlite
 from cotenant.store.backup import Backup, RestoreResult, read_backup, take, write_backup
@@ -84,6 +85,18 @@ def restore(
     save_replaced = None if replaced is None else lambda former: write_backup(replaced, former)
     with _opened(location) as opened:
         return restore_backup(opened, backup, here, time.time(), save_replaced)
+
+
+def key_uses(location: Location, day: str) -> Mapping[str, KeyUses]:
+    """Return what API keys have used, in all and on a day; change nothing. Raises StoreError.
+
+    Nothing is known of a database that is not there, or of another revision than this program's.
+    """
+    status = database_status(location)
+    if status.revision != status.head:
+        return {}
+    with _opened(location) as opened:
+        return opened.records.key_uses.totals(day)
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from typing import Any, Final, Generic, TypeVar
 import sqlalchemy as sa
 
 from cotenant.domain.decisions import Decision, DecisionKind
-from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord, Record
+from cotenant.domain.records import DecisionRecord, FootprintRecord, KeyUseRecord, LoadRecord, Record
+from cotenant.store.key_use import KeyUseRepository
 from cotenant.store.record_rows import (
     PARTS,
     footprint_of,
@@ -17,11 +18,7 @@ from cotenant.store.record_rows import (
     load_of,
     load_row,
 )
-
-metadata: Final = sa.MetaData()
-
-Count = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-"""Bytes and numbers. SQLite's integers have 64 bits under any name, and its keys must be INTEGER."""
+from cotenant.store.tables import Count, metadata
 
 footprints: Final = sa.Table(
     "footprints",
@@ -140,6 +137,7 @@ class Records:
             connection, footprints, footprint_row, footprint_of
         )
         self.loads: Repository[LoadRecord] = Repository(connection, loads, load_row, load_of)
+        self.key_uses = KeyUseRepository(connection)
         self.decisions: Repository[DecisionRecord] = Repository(
             connection, decisions, decision_row, decision_of, kept=MAX_DECISIONS
         )
@@ -150,6 +148,7 @@ class Records:
             (FootprintRecord, self.footprints),
             (LoadRecord, self.loads),
             (DecisionRecord, self.decisions),
+            (KeyUseRecord, self.key_uses),
         ):
             if chosen := [record for record in records if isinstance(record, kind)]:
                 repository.add(chosen)  # type: ignore[arg-type]
@@ -160,6 +159,7 @@ class Records:
             *others.footprints.newest(),
             *others.loads.newest(),
             *others.decisions.newest(),
+            *others.key_uses.all(),
         ]
         self.add(found)
         return len(found)

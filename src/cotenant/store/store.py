@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from cotenant.analysis.calibration import LEARNED_FROM, past_runs
+from cotenant.domain.keys import KeyUses
 from cotenant.domain.records import DecisionRecord, PastRuns, Record
 from cotenant.store.writer import Writer
 
@@ -28,7 +29,7 @@ class SqlJournal:
         self._writer = writer
 
     def record(self, record: Record) -> None:
-        """Record the memory of a load on one device, the duration of a load, or a decision."""
+        """Record the memory of a load on one device, the duration of a load, a decision, or a key's use."""
         self._writer.put(record)
 
     async def past_runs(self, default_overhead_bytes: int) -> PastRuns:
@@ -40,6 +41,13 @@ class SqlJournal:
     async def decisions(self, model: str | None = None, limit: int = 100) -> Sequence[DecisionRecord]:
         """Return the last `limit` decisions, about one model or all, oldest first."""
         return await self._ask(lambda records: records.decisions.newest(limit, model))
+
+    async def key_uses(self, day: str) -> Mapping[str, KeyUses]:
+        """Return what each API key has used, in all and on a day."""
+        empty: Mapping[str, KeyUses] = {}
+        return await asyncio.wrap_future(
+            self._writer.read(lambda records: records.key_uses.totals(day), empty)
+        )
 
     async def close(self) -> None:
         """Write what is pending, and close; what is recorded later is dropped."""

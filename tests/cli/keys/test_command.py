@@ -39,7 +39,8 @@ def test_a_key_is_printed_once_and_stored_as_a_hash_with_its_rights(file, capsys
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert main(["keys", "list"]) == 0
     cells = re.split(" {2,}", capsys.readouterr().out.splitlines()[1])
-    assert cells == ["app", "infer", "llama, bert", "2030-12-31 00:00Z", "-", "-", "-2"]
+    assert cells[:7] == ["app", "infer", "llama, bert", "2030-12-31 00:00Z", "-", "-", "-2"]
+    assert cells[7:] == ["0", "0", "0", "0", "0 ms"]
     assert main(["keys", "list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["scope"] == "infer"
 

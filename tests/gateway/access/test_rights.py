@@ -31,6 +31,9 @@ OPEN = {
 }
 """Every other route is an operator's."""
 ADMINS = {
+    ("get", "/api/keys"),
+    ("post", "/api/keys"),
+    ("delete", "/api/keys/{name}"),
     ("post", "/api/reload"),
     ("put", "/api/system/gpu-config"),
     ("post", "/api/system/gpu-config/apply"),

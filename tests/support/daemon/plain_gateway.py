@@ -6,9 +6,9 @@ from typing import Any
 from cotenant.asgi import Receive, Scope, Send
 from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.decisions import Decision, LeaseStatus
-from cotenant.domain.errors import CannotMove, NotOffered, UnknownLease, UnknownRoute
+from cotenant.domain.errors import BadRequest, CannotMove, NotOffered, UnknownKey, UnknownLease, UnknownRoute
 from cotenant.domain.hub import PullStep
-from cotenant.domain.keys import ApiKey, flat_key
+from cotenant.domain.keys import ApiKey, KeyUse, KeyUses, flat_key
 from cotenant.domain.moves import MoveMethod, MovePlan
 from cotenant.domain.placements import PlanQuery
 from cotenant.domain.requests import GuestTerms
@@ -94,6 +94,33 @@ class PlainLessor:
         return ()
 
 
+class PlainKeys:
+    """Lists the keys that it is given, all stored, and those that are made, and remembers what they use."""
+
+    def __init__(self, *keys: ApiKey) -> None:
+        self._keys = {key.name: key for key in keys}
+        self.used: dict[str, KeyUse] = {}
+
+    async def keys(self) -> Sequence[tuple[ApiKey, bool]]:
+        return [(key, True) for key in self._keys.values()]
+
+    async def uses(self) -> Mapping[str, KeyUses]:
+        return {name: KeyUses(use, use) for name, use in self.used.items()}
+
+    def record(self, name: str, use: KeyUse) -> None:
+        self.used[name] = self.used.get(name, KeyUse()) + use
+
+    async def add(self, name: str, rights: Mapping[str, Any]) -> str:
+        if name in self._keys:
+            raise BadRequest(f"two API keys are named {name!r}")
+        self._keys[name] = ApiKey(name, name.encode())
+        return f"text of {name}"
+
+    async def revoke(self, name: str) -> None:
+        if self._keys.pop(name, None) is None:
+            raise UnknownKey(f"there is no API key {name!r}")
+
+
 class NoPages:
     """A console without pages."""
 
@@ -123,4 +150,5 @@ def plain_gateway(router: Router, operator: Operator | None = None, **options: A
         "console": lambda api: NoPages(),
     }
     options["api_keys"] = flat_keys(*options.get("api_keys", ()))
+    plain["keys"] = PlainKeys(*options["api_keys"])
     return Gateway(router, operator or PlainOperator(), **{**plain, **options})

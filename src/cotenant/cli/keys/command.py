@@ -1,23 +1,21 @@
 """`cotenant keys`: add, list and revoke API keys, which are stored as hashes."""
 
 import argparse
-import contextlib
-import secrets
+import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from cotenant.cli.table import Column, attributes, print_result, table_lines
-from cotenant.domain.errors import BadQuantity, BadSetting, UsageError
-from cotenant.domain.keys import ApiKey, KeyScope, check_keys, check_name, key_digest
+from cotenant.domain.errors import StoreError
+from cotenant.domain.keys import ApiKey, KeyScope, KeyUses
+from cotenant.domain.records import day_of
 from cotenant.domain.settings import Setting, settings_of
-from cotenant.domain.units import parse_duration
-from cotenant.store.key_file import NAME, KeyFile
-
-_PREFIX: Final = "sk-cotenant-"
-_RANDOM_BYTES: Final = 32
+from cotenant.domain.units import format_duration
+from cotenant.store.key_file import NAME, KeyFile, new_key
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +32,14 @@ def register(parser: argparse.ArgumentParser) -> None:
         shown = f"30d from now, or {shown}" if each.key == "expires" else shown
         add.add_argument(each.option, dest=each.name, metavar=each.metavar, help=shown)
     add.set_defaults(action=_add)
-    listing = actions.add_parser("list", help="list the keys with their rights")
+    listing = actions.add_parser("list", help="list the keys with their rights, and what they have used")
     listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.add_argument(
+        "--database",
+        metavar="URL|PATH",
+        default=os.environ.get("COTENANT_DATABASE") or None,
+        help="where their use is counted, as for `cotenant db` (default: cotenant.db in the state directory)",
+    )
     listing.set_defaults(action=_list)
     revoke = actions.add_parser("revoke", help="make a key void")
     revoke.add_argument("name", metavar="NAME", help="its name")
@@ -50,16 +54,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _add(args: argparse.Namespace, file: KeyFile) -> int:
-    text = _PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
-    given = ((each, getattr(args, each.name)) for each in settings_of(ApiKey))
-    values = {each.name: _value(each, value) for each, value in given if value is not None}
-    key = ApiKey(check_name(args.name), key_digest(text), **values)
+    from cotenant.config.fields import key_rights
 
-    def add(keys: Sequence[ApiKey]) -> Sequence[ApiKey]:
-        check_keys([*keys, key])
-        return [*keys, key]
-
-    file.change(add)
+    given = {each.key: getattr(args, each.name) for each in settings_of(ApiKey)}
+    text, key = new_key(args.name, key_rights(given, time.time(), lambda each: each.option))
+    file.add(key)
     print(text)
     if not any(each.scope.includes(KeyScope.OPERATE) for each in file.read()):
         print(
@@ -70,46 +69,43 @@ def _add(args: argparse.Namespace, file: KeyFile) -> int:
     return 0
 
 
-def _value(setting: Setting, text: str) -> Any:
-    from cotenant.config.fields import is_list, scalar_of
-
-    if setting.key == "expires":
-        with contextlib.suppress(BadQuantity):
-            return time.time() + parse_duration(text)
-    try:
-        read = scalar_of(setting).read
-        return tuple(map(read, text.split(","))) if is_list(setting) else read(text)
-    except UsageError as error:
-        raise BadSetting(f"{setting.option}: {error.message}", hint=error.hint) from None
-
-
 def _list(args: argparse.Namespace, file: KeyFile) -> int:
     names = " ".join(("name", *(each.name for each in settings_of(ApiKey))))
     keys = file.read()
-    lines = table_lines(_COLUMNS, keys) if keys else [f"There are no keys in {file.path}."]
-    return print_result(args, [attributes(key, names) for key in keys], lines)
+    uses = _uses(args.database) if keys else {}
+    rows = [(key, uses.get(key.name, KeyUses())) for key in keys]
+    lines = table_lines(_COLUMNS, rows) if keys else [f"There are no keys in {file.path}."]
+    told = [
+        {**attributes(key, names), "today": asdict(use.day), "total": asdict(use.total)} for key, use in rows
+    ]
+    return print_result(args, told, lines)
+
+
+def _uses(database: str | None) -> Mapping[str, KeyUses]:
+    """Return what keys have used, as daemons wrote it; nothing, with a warning, if it cannot be read."""
+    from cotenant.daemon.core.settings import default_database
+    from cotenant.store.location import locate
+    from cotenant.store.maintenance import key_uses
+
+    try:
+        return key_uses(locate(database or default_database()), day_of(time.time()))
+    except StoreError as error:
+        print(f"cotenant: warning: what keys have used is not known: {error.message}", file=sys.stderr)
+        return {}
 
 
 def _revoke(args: argparse.Namespace, file: KeyFile) -> int:
-    def revoke(keys: Sequence[ApiKey]) -> Sequence[ApiKey]:
-        left = [key for key in keys if key.name != args.name]
-        if len(left) == len(keys):
-            hint = "See `cotenant keys list`; those of the configuration are revoked there."
-            raise BadSetting(f"there is no key {args.name!r} in {file.path}", hint=hint)
-        if not left:
-            # A daemon on a public address would go on with it, and one on loopback would need no key at all.
-            hint = f"Add another one first, or delete {file.path} for a daemon that needs no key."
-            raise BadSetting(f"{args.name!r} is the last key", hint=hint)
-        return left
-
-    file.change(revoke)
+    file.revoke(args.name)
     print(f"{args.name} is void")
     return 0
 
 
-def _cell(setting: Setting) -> Callable[[ApiKey], str]:
-    def cell(key: ApiKey) -> str:
-        value = getattr(key, setting.name)
+_Row = tuple[ApiKey, KeyUses]
+
+
+def _cell(setting: Setting) -> Callable[[_Row], str]:
+    def cell(row: _Row) -> str:
+        value = getattr(row[0], setting.name)
         if setting.key == "expires" and value is not None:
             past = " (expired)" if value <= time.time() else ""
             return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M}Z{past}"
@@ -120,7 +116,12 @@ def _cell(setting: Setting) -> Callable[[ApiKey], str]:
     return cell
 
 
-_COLUMNS: Final[Sequence[Column[ApiKey]]] = (
-    Column("name", lambda key: key.name),
+_COLUMNS: Final[Sequence[Column[_Row]]] = (
+    Column("name", lambda row: row[0].name),
     *(Column(each.key.replace("_", " "), _cell(each)) for each in settings_of(ApiKey)),
+    Column("requests today", lambda row: f"{row[1].day.requests:,}", right=True),
+    Column("tokens today", lambda row: f"{row[1].day.tokens:,}", right=True),
+    Column("requests", lambda row: f"{row[1].total.requests:,}", right=True),
+    Column("tokens", lambda row: f"{row[1].total.tokens:,}", right=True),
+    Column("waited", lambda row: format_duration(row[1].total.wait_s), right=True),
 )

@@ -148,6 +148,13 @@ class ActiveConfiguration:
             raise BadSetting(f"{fresh.path} has become empty", hint=hint)
         return fresh, self.keys.read(fresh.server)
 
+    async def reread_keys(self) -> None:
+        """Follow the files of keys at once, of which one was changed by this daemon. Raises BadSetting."""
+        async with self._lock:
+            keys = await asyncio.to_thread(self.keys.read, self.configuration.server)
+            for sentence in self._replace_keys(keys):
+                _LOG.info("configuration: %s", sentence)
+
     def _replace_keys(self, keys: tuple[ApiKey, ...]) -> tuple[str, ...]:
         said = self.keys.replace(keys)
         if said:

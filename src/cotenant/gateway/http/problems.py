@@ -72,6 +72,7 @@ HTTP_PROBLEMS: Final[dict[type[CotenantError], HttpProblem]] = {
     errors.DoesNotFit: HttpProblem(503, hopeless=True),
     errors.CannotMove: HttpProblem(409, _INVALID, hopeless=True),
     errors.UnknownLease: HttpProblem(404, _INVALID),
+    errors.UnknownKey: HttpProblem(404, _INVALID),
     errors.StoreError: _OPERATOR_ERROR,
     errors.DaemonSilent: HttpProblem(502),
     errors.UnitFault: _OPERATOR_ERROR,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cotenant.domain.errors import QuotaExceeded
-from cotenant.domain.keys import ApiKey
+from cotenant.domain.keys import ApiKey, KeyUse
 
 _WINDOW_S: Final = 61.0
 """A minute, and the second in which tokens are counted together."""
@@ -30,6 +30,7 @@ class KeyUsage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     wait_s: float = 0.0
+    _taken: KeyUse = field(default_factory=KeyUse)
     _reserved: int = 0
     _by_second: deque[tuple[int, int]] = field(default_factory=deque)
 
@@ -55,6 +56,12 @@ class KeyUsage:
         self.in_flight += 1
         self._reserved += tokens
         return tokens
+
+    def take(self) -> KeyUse | None:
+        """Return what was used since the last call, None for nothing."""
+        now = KeyUse(sum(self.by_class), self.prompt_tokens, self.completion_tokens, self.wait_s)
+        new, self._taken = now - self._taken, now
+        return new if new.requests else None
 
     def end(
         self, status: int, used: tuple[int, int], reserved: int, now: float, *, wait_s: float, answered: bool

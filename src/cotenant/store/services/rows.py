@@ -22,7 +22,7 @@ from cotenant.services.model import (
     SeenDevice,
     Strategy,
 )
-from cotenant.store.repositories import Count, metadata
+from cotenant.store.tables import Count, metadata
 
 NAME_LENGTH: Final = 64
 _DEVICE_NAME_LENGTH: Final = 128
