@@ -106,7 +106,7 @@ _SIBLINGS: dict[str, dict[str, set[str]]] = {
     },
     "hardware": {"gpus": set(), "model_cache": {"gpus"}, "mps": set()},
     "config": {"values": set()},
-    "scheduling": {"queries": set()},
+    "scheduling": {"queries": set(), "copies": set()},
     "services": {"assign": set(), "compose": set()},
     "store": {"services": set(), "migrations": set()},
 }
@@ -130,6 +130,7 @@ _ENTRANCES: dict[str, set[str]] = {
         "manual",
         "status",
     },
+    "scheduling.copies": {"serving"},
     "scheduling.queries": {"fragmentation", "warm_ranking"},
     "services.compose": {"command", "compose_files", "container_events", "importing", "orchestrator"},
 }

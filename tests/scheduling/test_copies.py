@@ -328,8 +328,21 @@ def test_a_drained_card_is_left_by_its_copy() -> None:
     assert bench.where("a#2") == ["GPU-2"]
 
 
-def test_max_loaded_counts_copies() -> None:
-    bench = Bench.of([copied(copies=TWO), model("b", 1)], [card(0), card(1)], max_loaded=1)
-    bench.load("a")
+def test_a_model_with_several_copies_takes_one_place_of_those_that_may_be_loaded() -> None:
+    bench = Bench.of([copied(copies=TWO), model("b", 1), model("c", 1)], [card(0), card(1)], max_loaded=2)
+    bench.done(bench.load("a")[0])
+    bench.ready("a#2")
+    bench.touch("b")
+    assert not bench.stopping
     bench.wait(1)
-    assert "a#2" not in bench.loading
+    bench.touch("a")
+    bench.ask("c")
+    assert [*bench.stopping] == ["b"]
+
+
+def test_to_stay_within_the_limit_all_copies_of_a_model_go() -> None:
+    bench = Bench.of([copied(copies=TWO), model("b", 1)], [card(0), card(1)], max_loaded=1)
+    bench.done(bench.load("a")[0])
+    bench.ready("a#2")
+    bench.ask("b")
+    assert sorted(bench.stopping) == ["a", "a#2"]

@@ -74,14 +74,14 @@ def fragmentation_lines(fragmentation: Mapping[str, Any] | None) -> Iterator[str
 
 
 def _engines(model: Model) -> Iterator[Model]:
-    """Yield a model, and its other engines while it moves, in the same form."""
+    """Yield a model, and its other engines, in the same form: further copies, and others while one moves."""
     yield model
     for other in model.get("others") or ():
         claims = other["bytes_by_device"]
         yield {
             **other,
-            "name": f"  {model['name']}",
-            "state": f"{other['state']}, {other['role']}",
+            "name": f"  {other['name']}",
+            "state": other["state"] if other["role"] == "copy" else f"{other['state']}, {other['role']}",
             "devices": [*claims],
             "predicted_bytes": sum(claims.values()),
         }

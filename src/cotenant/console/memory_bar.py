@@ -87,7 +87,8 @@ def segments(
     for model in models:
         for engine in (model, *(model.get("others") or ())):
             count = (engine.get("bytes_by_device") or {}).get(device["uuid"], 0)
-            passing = engine is not model or engine["state"] in ("loading", "unloading", "reclaiming")
+            serves = engine is model or engine["role"] == "copy"
+            passing = not serves or engine["state"] in ("loading", "unloading", "reclaiming")
             kind, note = ("claim", str(engine["state"])) if passing else ("model", "")
             parts.append(Segment(kind, model["name"], count, colours.get(model["name"], 0), note))
     occupied, pinned = services or (total, ())

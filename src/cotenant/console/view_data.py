@@ -59,11 +59,15 @@ def model_facts(model: Json, rates: Mapping[str, float | None], names: Mapping[s
     name, state, measured = model["name"], str(model["state"]), model.get("measured_bytes")
     failure = model.get("last_failure") or ""
     others, on = model.get("others") or (), model.get("devices", ())
+    copies = [other for other in others if other["role"] == "copy"]
     moving = any(other["role"] == "successor" for other in others)
     movable = state == "ready" and not moving
     return {
         **{key: model[key] for key in ("name", "aliases", "kind")},
-        **{key: model.get(key, 0) for key in ("in_flight", "slots", "queued")},
+        **{key: model.get(key, 0) for key in ("queued", "copies")},
+        "max_copies": model.get("max_copies", 1),
+        "in_flight": model.get("in_flight", 0) + sum(copy["in_flight"] for copy in copies),
+        "slots": model.get("slots", 0) * (1 + len(copies)),
         "state": state,
         "tone": _TONES.get(state, "bad" if failure else "quiet"),
         "pinned": bool(model.get("pinned")),
@@ -89,6 +93,9 @@ def _other(other: Json, names: Mapping[str, str]) -> str:
     gpus = ", ".join(names.get(uuid, uuid) for uuid in other["bytes_by_device"])
     if other["role"] == "successor":
         return f"It moves to GPU {gpus}, where it is {other['state']}."
+    if other["role"] == "copy":
+        count = format_count(other["in_flight"], "request")
+        return f"Its copy {other['name']} on GPU {gpus} is {other['state']}, with {count}."
     return (
         f"Its engine on GPU {gpus} is {other['state']}, with {format_count(other['in_flight'], 'request')}."
     )

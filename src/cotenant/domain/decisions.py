@@ -74,15 +74,19 @@ class LoadProgress:
 
 @dataclass(frozen=True, slots=True)
 class OtherEngine:
-    """An engine of a model besides the one that serves: `successor`, `leaving`, or `suspended`.
+    """An engine of a model besides its first one: `copy`, `successor`, `leaving`, or `suspended`.
 
-    A model that moves has the first two; the last one is on a node that does not answer.
+    A further `copy` serves too, or will. A copy that moves has a successor and those that leave; one that is
+    suspended is on a node that does not answer. `name` is that of the copy, such as `m#2`.
     """
 
     role: str
     state: str
     bytes_by_device: Mapping[str, int]
     in_flight: int
+    name: str = ""
+    measured_bytes: int | None = None
+    keep_alive_left_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,8 @@ class ModelStatus:
 
     `bytes_by_device` is what it claims on each of its devices. `load` is set while it is loading. `runtime`
     is the kind of its engine. `last_cause` is the cause of `last_failure`, if its engine failed. `warm_bytes`
-    of its files are kept in host RAM. `others` are its engines besides the one that serves.
+    of its files are kept in host RAM. `others` are its engines besides its first one, which `in_flight`,
+    `slots` and all about memory are of. Of `max_copies` that it may have, `copies` are ready.
     """
 
     name: str
@@ -117,6 +122,8 @@ class ModelStatus:
     runtime: EngineKind = DEFAULT_KIND
     warm_bytes: int | None = None
     others: tuple[OtherEngine, ...] = ()
+    copies: int = 0
+    max_copies: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,3 +68,8 @@ ONE_COPY: Final = Copies()
 def copy_name(model: str, number: int) -> str:
     """Return the name of a copy, as operators see it; no model can have such a name."""
     return f"{model}#{number}"
+
+
+def model_of(name: str) -> str:
+    """Return the model of a copy by its name, and any other name as it is."""
+    return name.partition("#")[0]

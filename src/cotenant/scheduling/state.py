@@ -281,7 +281,7 @@ class State:
 
         A reservation takes the places of its victims, also while they drain. A model that takes no memory,
         since it is served elsewhere, does not count, nor does a guest, and one that moves counts once, as
-        does one on a node that is silent.
+        does one on a node that is silent, and one with several copies.
         """
         loaded = {
             r.id
@@ -289,12 +289,15 @@ class State:
             if r.bytes_by_device and not (r.gone or r.guest) and self._counts(r)
         }
         victims = {name: each.victims & loaded for name, each in self.reservations.items()}
-        places = (max(name not in self.guests, len(each)) for name, each in victims.items())
+        takes_none = {name for name in victims if name in self.guests or self.models[name].copy_of}
+        places = (max(name not in takes_none, len(each)) for name, each in victims.items())
         return len(loaded.difference(*victims.values())) + sum(places)
 
     def _counts(self, residency: Residency) -> bool:
         """Whether it is for this residency that its model counts as loaded."""
         model = self.models[residency.model]
+        if model.copy_of is not None:
+            return False
         if model.residency is not None or not model.aside or residency.model in self.reservations:
             return model.residency == residency.id
         return residency.id == min(model.aside)
@@ -302,10 +305,10 @@ class State:
     def max_loaded_reached(self, by: ModelState | None = None) -> bool:
         """Whether no further model may be loaded unless another one is unloaded; `by` is the one to load.
 
-        One that counts as loaded on a node that is silent takes no second place.
+        One that counts as loaded on a node that is silent takes no second place, nor does another copy.
         """
         most = self.settings.max_loaded
-        if most is None:
+        if most is None or (by is not None and by.copy_of is not None):
             return False
         counts = by is not None and any(self._counts(self.residencies[each]) for each in by.aside)
         return self.loaded_count() - counts >= most

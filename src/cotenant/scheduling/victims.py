@@ -80,7 +80,7 @@ class VictimSearch:
 
     def find(self) -> Victims | None:
         """Return the cheapest sufficient victims on one device, or else on several of one machine."""
-        if self.state.copied and not (self.spares_only or self.model.is_extra):
+        if self.state.copied and not (self.spares_only or self.model.is_extra or self.crowded):
             found = replace(self, spares_only=True).find()
             if found is not None:
                 return found
@@ -201,9 +201,18 @@ class VictimSearch:
         return self._candidates_in((device,), alone=True)
 
     def _cheapest_one(self) -> tuple[Candidate, ...] | None:
-        """Return the cheapest victim on any device, to stay within the limit of loaded models."""
-        candidates = self._all()
-        return (min(candidates, key=lambda c: (c.cost, c.residency)),) if candidates else None
+        """Return the cheapest victim on any device, to stay within the limit of loaded models.
+
+        Of a model with several copies all are victims, or none.
+        """
+        state, candidates = self.state, {each.residency: each for each in self._all()}
+        found = []
+        for each in candidates.values():
+            model = state.models[state.residencies[each.residency].model]
+            copies = [copy.residency for copy in model.copies if copy.residency is not None]
+            if model.copy_of is None and all(copy in candidates for copy in copies):
+                found.append((each, *(candidates[copy] for copy in copies)))
+        return min(found, key=lambda of: (sum(c.cost for c in of), of[0].residency), default=None)
 
     def _candidate(self, residency: Residency, on: Sequence[DeviceId] = ()) -> Candidate | None:
         """Return a residency as a candidate, with what its eviction costs; None if it may not be evicted."""
@@ -214,7 +223,7 @@ class VictimSearch:
         if self.model.is_extra:
             if not self._is_out_of_demand(residency):
                 return None
-        elif state.copied and is_spare(state, residency, on):
+        elif state.copied and not self.crowded and is_spare(state, residency, on):
             cost = self._cost_of_spare(residency)
             return None if cost is None else Candidate(residency.id, cost, residency.bytes_by_device)
         elif self.spares_only:

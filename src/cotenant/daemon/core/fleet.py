@@ -15,6 +15,7 @@ from cotenant.domain.errors import BadSplit, UnknownDevice, UnknownModel
 from cotenant.domain.launching import SlotCache
 from cotenant.domain.models import FEWEST_EXPERTS, MOST_LAYERS, ModelKind, Recipe, SplitPolicy
 from cotenant.domain.placements import Budget, Placement, Refusal
+from cotenant.domain.residencies import copy_name
 from cotenant.domain.settings import settings_of
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.device_needs import Fit
@@ -67,6 +68,13 @@ class Fleet:
         if found is None:
             raise UnknownModel.among(name, self.entries)
         return found
+
+    def resolve_copy(self, name: str) -> str:
+        """Return the copy that an operator's `m#2` means, `m` being any name; else as `resolve`."""
+        model, mark, number = name.partition("#")
+        if not mark or not number.isdecimal() or number == "1":
+            return self.resolve(model if number == "1" else name)
+        return copy_name(self.resolve(model), int(number))
 
 
 def spec_of(

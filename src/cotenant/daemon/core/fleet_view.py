@@ -6,7 +6,7 @@ from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.effects import Running
 from cotenant.daemon.core.loop import Loop
 from cotenant.domain.devices import HOST_ID, Device, DeviceId, DeviceKind
-from cotenant.domain.residencies import ResidencyId, ResidencyState
+from cotenant.domain.residencies import ResidencyId, ResidencyState, model_of
 from cotenant.scheduling.queries.warm_ranking import rank, warm_candidates
 from cotenant.scheduling.residency import Residency
 
@@ -19,8 +19,8 @@ class FleetView:
         self._state = loop.scheduler.state
 
     def entry(self, name: str) -> ModelEntry | None:
-        """Return a model's entry, by its own name."""
-        return self._loop.fleet.entries.get(name)
+        """Return a model's entry, by its own name or that of a copy."""
+        return self._loop.fleet.entries.get(model_of(name))
 
     def loaded(self) -> Sequence[tuple[Residency, Running]]:
         """Return the residencies that have an engine, each with it."""
@@ -31,7 +31,7 @@ class FleetView:
 
     def models_awaiting_room(self) -> Sequence[str]:
         """Name the models that others are being evicted for."""
-        return tuple(self._state.reservations)
+        return tuple(map(model_of, self._state.reservations))
 
     def models_without_room(self) -> Sequence[str]:
         """Name the models that are requested while nothing is done about it: no load, no eviction."""
@@ -41,12 +41,14 @@ class FleetView:
         return [
             model.spec.name
             for model in self._state.cold_and_wanted()
-            if model.spec.name not in self._state.reservations and model.retry_at <= now
+            if model.spec.name not in self._state.reservations
+            and model.retry_at <= now
+            and not model.is_extra
         ]
 
     def loading_models(self) -> Collection[str]:
         """Name the models that are being loaded."""
-        return {residency.model for residency in self._state.in_state(ResidencyState.LOADING)}
+        return {model_of(residency.model) for residency in self._state.in_state(ResidencyState.LOADING)}
 
     def warm_ranking(self, budget_bytes: int, kept: Mapping[str, int]) -> Mapping[str, int]:
         """Return how many bytes to keep of which models' files, the most worthwhile first (`rank`).

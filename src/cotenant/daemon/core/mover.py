@@ -10,6 +10,7 @@ from cotenant.domain.decisions import Decision
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.errors import BadRequest, CannotMove, StoreError
 from cotenant.domain.moves import MoveMethod, MoveOutcome, MovePlan
+from cotenant.domain.residencies import model_of
 from cotenant.scheduling import events
 from cotenant.scheduling.moves import moves, plan_drain, plan_move
 from cotenant.scheduling.state import State
@@ -53,7 +54,7 @@ class FleetMover:
 
     def plan_move(self, name: str, gpus: Sequence[str]) -> MovePlan:
         """Return how a model would move. Raises UnknownModel, UnknownDevice or CannotMove."""
-        model = self._state.model(self._loop.fleet.resolve(name))
+        model = self._state.model(self._loop.fleet.resolve_copy(name))
         plan = plan_move(self._state, model, frozenset(self._find(gpu) for gpu in gpus))
         if plan.method is MoveMethod.STAY:
             raise CannotMove(f"{plan.model} does not move: {plan.text}")
@@ -62,13 +63,15 @@ class FleetMover:
     async def move(self, name: str, gpus: Sequence[str]) -> MovePlan:
         """Move a model, and return once it is served there. Raises as `plan_move`, also if the move fails."""
         plan, feed = self.plan_move(name, gpus), self._loop.feed
+        copy = self._state.model(plan.model).copy
         since = self._state.decisions
         devices = frozenset(self._find(gpu) for gpu in gpus)
         self._loop.post(events.MoveAsked(self._loop.clock.now(), plan.model, devices))
 
         def end() -> Decision | None:
-            told = (each for each in feed.about(plan.model) if each.number > since)
-            return next((each for each in told if "outcome" in each.facts), None)
+            told = (each for each in feed.about(model_of(plan.model)) if each.number > since)
+            ends = (each for each in told if "outcome" in each.facts)
+            return next((each for each in ends if each.facts.get("copy", 1) == copy), None)
 
         def ended() -> bool:
             model = self._state.models.get(plan.model)
@@ -82,7 +85,7 @@ class FleetMover:
 
     def cancel_move(self, name: str) -> None:
         """Have a model that moves stay where it is; nothing else happens. Raises UnknownModel."""
-        resolved = self._loop.fleet.resolve(name)
+        resolved = self._loop.fleet.resolve_copy(name)
         self._loop.post(events.MoveCancelled(self._loop.clock.now(), resolved))
 
     def plan_drain(self, gpu: str) -> Sequence[MovePlan]:

@@ -15,7 +15,7 @@ from cotenant.domain.errors import CannotMove, DoesNotFit, EngineLoadFailed
 from cotenant.domain.fragmentation import Defragmentation, DefragmentMode, Fragmentation
 from cotenant.domain.histograms import Histogram
 from cotenant.domain.placements import Placement
-from cotenant.domain.residencies import ResidencyState
+from cotenant.domain.residencies import ResidencyState, model_of
 from cotenant.planning.device_choice import choose_devices
 from cotenant.planning.host_memory import placement_bytes
 from cotenant.scheduling import events
@@ -87,7 +87,7 @@ class FleetOperator:
             model = self._state.models.get(move.model)
             residency = self._state.residency_of(model) if model is not None else None
             if residency is None or residency.devices != (target,):
-                told = [each.text for each in self._loop.feed.about(move.model)][-1:]
+                told = [each.text for each in self._loop.feed.about(model_of(move.model))][-1:]
                 raise CannotMove(f"{move.model} was not moved: {'; '.join(told)}")
         return found
 
@@ -113,9 +113,9 @@ class FleetOperator:
 
     def log_path(self, name: str) -> Path | None:
         """Return the log of the model's engine, running or last run. Raises UnknownModel."""
-        resolved = self._loop.fleet.resolve(name)
-        model = self._state.models.get(resolved)
-        return self._loop.effects.log_of(model.residency if model else None, resolved)
+        resolved = self._loop.fleet.resolve_copy(name)
+        model = self._state.model(resolved)
+        return self._loop.effects.log_of(model.residency, model_of(resolved))
 
     async def load(self, name: str) -> None:
         """Load a model, or return if it is loaded. Raises UnknownModel, DoesNotFit or EngineLoadFailed."""

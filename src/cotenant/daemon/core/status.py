@@ -11,8 +11,9 @@ from cotenant.domain.decisions import DeviceStatus, LoadProgress, ModelStatus, O
 from cotenant.domain.devices import DeviceId, GpuProcess, Reading, Sensors
 from cotenant.domain.models import Projector
 from cotenant.domain.requests import ModelFile, ServedModel
-from cotenant.domain.residencies import ResidencyState
+from cotenant.domain.residencies import ResidencyState, model_of
 from cotenant.planning.ledger import DeviceReading
+from cotenant.scheduling.copies.serving import serving
 from cotenant.scheduling.model_state import ModelState
 from cotenant.scheduling.residency import Residency
 from cotenant.scheduling.state import State
@@ -57,10 +58,13 @@ def model_status(
         runtime=entry.recipe.engine,
         warm_bytes=warm_bytes,
         others=tuple(
-            _other(model, state.residencies[each])
-            for each in sorted(model.others)
+            _other(state, copy, state.residencies[each], now)
+            for copy in model.all_copies
+            for each in sorted(copy.residencies)
             if residency is None or each != residency.id
         ),
+        copies=sum(1 for _ in serving(state, model)),
+        max_copies=model.spec.copies.most,
     )
 
 
@@ -88,7 +92,9 @@ def device_statuses(
             plannable_bytes=max(0, ledger.available_bytes(device)),
             overcommitted=device in state.overcommitted,
             residents=tuple(
-                dict.fromkeys(state.residencies[holder].model for holder in sorted(ledger.holders(device)))
+                dict.fromkeys(
+                    model_of(state.residencies[holder].model) for holder in sorted(ledger.holders(device))
+                )
             ),
             compute_capability=".".join(map(str, reading.device.compute_capability or ())) or None,
             compute_mode=seen.compute_mode,
@@ -143,10 +149,19 @@ def served_model(
     )
 
 
-def _other(model: ModelState, residency: Residency) -> OtherEngine:
-    role = "suspended" if residency.id in model.aside else "leaving"
-    role = "successor" if residency.id == model.successor else role
-    return OtherEngine(role, str(residency.state), _bytes_by_device(residency), residency.in_flight)
+def _other(state: State, copy: ModelState, residency: Residency, now: float) -> OtherEngine:
+    role = "suspended" if residency.id in copy.aside else "leaving"
+    role = "successor" if residency.id == copy.successor else role
+    due = state.keep_alive_ends_at(residency)
+    return OtherEngine(
+        "copy" if residency.id == copy.residency else role,
+        str(residency.state),
+        _bytes_by_device(residency),
+        residency.in_flight,
+        copy.spec.name,
+        residency.measured_bytes,
+        None if due is None else max(0.0, due - now),
+    )
 
 
 def _bytes_by_device(residency: Residency) -> dict[str, int]:

@@ -11,6 +11,7 @@ from cotenant.daemon.core.operator import FleetOperator
 from cotenant.domain.decisions import Decision, DecisionKind
 from cotenant.domain.errors import CotenantError
 from cotenant.domain.fragmentation import DefragmentMode
+from cotenant.domain.residencies import model_of
 
 _LOG = logging.getLogger("cotenant.decisions")
 _PAUSE_S: Final = 300.0
@@ -57,7 +58,8 @@ class Defragmenter:
             devices = {device for move in found.moves for device in (*move.origin, move.to)}
             rested = all(now - self._moved_at.get(device, -_PAUSE_S) >= _PAUSE_S for device in devices)
             statuses = {each.name: each for each in self._operator.statuses()}
-            idle = all(not statuses[m.model].in_flight and not statuses[m.model].queued for m in found.moves)
+            moved = [statuses[model_of(move.model)] for move in found.moves]
+            idle = all(not model.in_flight and not model.queued for model in moved)
             if found.moves and rested and idle:
                 self._moved_at.update(dict.fromkeys(devices, now))
                 _LOG.info("defragment: %s", found.text.replace("would fit if", "waits:", 1))

@@ -75,6 +75,12 @@ def resolve(name: str, router: Router) -> str:
     return router.resolve(served_name(name, router))
 
 
+def resolve_copy(name: str, router: Router) -> str:
+    """Return the own name of a model, or of one of its copies, `m#2` with any name of the model as `m`."""
+    model, mark, number = name.partition("#")
+    return f"{resolve(model, router)}{mark}{number}"
+
+
 def find_model(name: str, router: Router) -> ServedModel:
     """Return the model with this name or alias, or with this variant. Raises UnknownModel."""
     own = resolve(name, router)

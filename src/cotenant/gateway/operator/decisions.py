@@ -14,8 +14,9 @@ from cotenant.domain.alerts import Alert
 from cotenant.domain.decisions import Decision
 from cotenant.domain.errors import UnknownLease, UnknownModel
 from cotenant.domain.fragmentation import Defragmentation
+from cotenant.domain.residencies import model_of
 from cotenant.gateway.http.limits import Timing
-from cotenant.gateway.http.model_list import resolve
+from cotenant.gateway.http.model_list import resolve_copy
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import Parameter, Reply, Route, integer
 from cotenant.gateway.http.streams import STREAM_HEADERS, events_of, merged
@@ -56,7 +57,7 @@ class DecisionRoutes:
     )
     async def _why(self, request: ApiRequest) -> object:
         try:
-            name = resolve(request.name, self._router)
+            name = model_of(resolve_copy(request.name, self._router))
         except UnknownModel:
             with suppress(UnknownLease):
                 return await self._send_why(request, request.name, self._lessor.why(request.name))

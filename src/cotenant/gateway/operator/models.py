@@ -19,7 +19,7 @@ from cotenant.domain.fragmentation import Defragmentation
 from cotenant.domain.keys import KeyScope
 from cotenant.domain.requests import ServedModel
 from cotenant.gateway.http.limits import Timing
-from cotenant.gateway.http.model_list import admin_model, find_model, resolve
+from cotenant.gateway.http.model_list import admin_model, find_model, resolve, resolve_copy
 from cotenant.gateway.http.problems import BROKEN_CONFIGURATION, send_problem
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import Parameter, Reply, Route, integer
@@ -103,7 +103,7 @@ class ModelRoutes:
         (NAME, Parameter("tail", "number of last lines", integer(default=_LINES)), _FOLLOW),
     )
     async def _logs(self, request: ApiRequest) -> None:
-        name = resolve(request.name, self._router)
+        name = resolve_copy(request.name, self._router)
         tail = request.integer("tail", _LINES, MAX_LINES)
         follow = request.switch("follow", False)
         path = self._operator.log_path(name)

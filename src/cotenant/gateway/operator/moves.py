@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from cotenant.domain import errors
 from cotenant.domain.errors import BadRequest
 from cotenant.domain.moves import MovePlan
-from cotenant.gateway.http.model_list import resolve
+from cotenant.gateway.http.model_list import resolve_copy
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import Parameter, Reply, Route
 from cotenant.gateway.operator.models import MODEL, NAME, NO_SUCH_MODEL
@@ -53,7 +53,7 @@ class MoveRoutes:
         (NAME, _TO, _DRY_RUN),
     )
     async def _move(self, request: ApiRequest) -> object:
-        name = resolve(request.name, self._router)
+        name = resolve_copy(request.name, self._router)
         gpus = [gpu.strip() for gpu in (request.text("to") or "").split(",")]
         if not all(gpus):
             raise BadRequest("a move needs `to`", hint="It names GPUs, as ?to=1 or ?to=0,1.")
@@ -69,7 +69,7 @@ class MoveRoutes:
         (NAME,),
     )
     async def _cancel(self, request: ApiRequest) -> object:
-        name = resolve(request.name, self._router)
+        name = resolve_copy(request.name, self._router)
         self._mover.cancel_move(name)
         return {"name": name}
 

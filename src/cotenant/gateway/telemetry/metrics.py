@@ -138,6 +138,7 @@ def _of_models(statuses: Iterable[ModelStatus], devices: Iterable[DeviceStatus])
     )
     files = _gauge("cotenant_model_loading_total_bytes", "Bytes of the files of the load under way", _PLACED)
     warm = _gauge("cotenant_model_warm_bytes", "Bytes of its files that are kept in host RAM", _PLACED)
+    copies = _gauge("cotenant_model_copies", "Engines that serve the model", _MODEL)
     loads = CounterMetricFamily("cotenant_model_loads", "Loads begun", labels=_MODEL)
     for status in statuses:
         cards = ",".join(indices.get(uuid, uuid) for uuid in status.devices)
@@ -146,6 +147,12 @@ def _of_models(statuses: Iterable[ModelStatus], devices: Iterable[DeviceStatus])
         state.add_metric((*placed, status.state), 1)
         pinned.add_metric(placed, status.pinned)
         loads.add_metric(placed[:2], status.loads)
+        copies.add_metric(placed[:2], status.copies)
+        for other in status.others:
+            if other.role == "copy":
+                there = (*placed[:2], ",".join(indices.get(uuid, uuid) for uuid in other.bytes_by_device))
+                predicted.add_metric(there, sum(other.bytes_by_device.values()))
+                _add_known(measured, there, other.measured_bytes)
         _add_known(idle, placed, status.idle_s)
         _add_known(load_s, placed, status.load_s)
         _add_known(predicted, placed, status.predicted_bytes)
@@ -160,7 +167,7 @@ def _of_models(statuses: Iterable[ModelStatus], devices: Iterable[DeviceStatus])
             _add_known(read, placed, status.load.read_bytes)
             _add_known(files, placed, status.load.total_bytes)
     yield from (qps, idle, state, pinned, load_s, predicted, reported, measured, error, loads)
-    yield from (loading, read, files, warm)
+    yield from (loading, read, files, warm, copies)
 
 
 def _of_leases(leases: Iterable[LeaseStatus], devices: Iterable[DeviceStatus]) -> Iterator[Metric]:
