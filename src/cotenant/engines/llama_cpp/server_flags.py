@@ -147,8 +147,6 @@ def _memory(arguments: LlamaArguments, flags: ServerFlags) -> Iterator[str]:
     yield from flags.optional(("--cache-ram", "-cram"), arguments.prompt_cache_mib)
     if arguments.slot_folder is not None:
         yield from flags.optional((SLOT_FOLDER,), f"{arguments.slot_folder}/")
-        # Else idle slots are emptied into a cache that nothing can save.
-        yield from flags.optional(("--no-cache-idle-slots",))
     if arguments.projector_path is not None:
         yield from flags.required(("--mmproj", "-mm"), arguments.projector_path)
     if arguments.draft_path is not None:

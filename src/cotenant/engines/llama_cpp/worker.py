@@ -81,8 +81,6 @@ def _fill(xlc: Any, params: Any, arguments: dict[str, Any]) -> None:
     params.cache_ram_mib = arguments["prompt_cache_mib"]
     if arguments["slot_folder"] is not None:
         params.slot_save_path = f"{arguments['slot_folder']}/"
-        # Else idle slots are emptied into a cache that nothing can save.
-        params.cache_idle_slots = False
     params.embedding = arguments["embedding"] or arguments["rerank"]
     if arguments["rerank"]:
         params.pooling_type = _member(xlc, "llama_pooling_type", "rank")
