@@ -198,3 +198,23 @@ def test_a_model_of_several_cards_goes_where_its_file_loads_soonest_too(gb: floa
     costs(bench, a=9.0, b=5.0, c=7.0)
     bench.touch("m")
     assert bench.where("m") == ["GPU-b0", "GPU-b1"]
+
+
+def test_a_machine_that_appears_twice_has_its_cards_once() -> None:
+    bench = of_two_nodes(model("m", 20), model("n", 20), model("o", 20), model("p", 20))
+    read(bench, replace(card_of("b", 0), node="ghost"), node="ghost")
+    assert bench.state.ledger.devices.node_names() == {"a", "b"}
+    for name in "mnop":
+        bench.load(name)
+    assert len(bench.state.residencies) == 3
+    bench.send(events.NodeLost(bench.now, "ghost", "it was one"))
+    assert len(bench.state.residencies) == 3
+    bench.send(events.NodeLost(bench.now, "b", "it has not answered"))
+    read(bench, replace(card_of("b", 0), node="ghost"), node="ghost")
+    assert bench.state.ledger.devices.node_names() == {"a", "ghost"}, "the other name is the one that answers"
+
+
+@pytest.mark.parametrize(("may_come", "again_s"), [(True, 30.0), (False, None)])
+def test_where_machines_may_come_a_client_is_told_to_come_back(may_come: bool, again_s: float | None) -> None:
+    bench = Bench.of([model("m", 20)], [], machines_come=may_come)
+    assert bench.refused[bench.ask("m")].retry_after_s == again_s

@@ -40,8 +40,13 @@ class HealingWorld(SeededWorld):
     def of(cls, seed: int, *, moves: bool = False, copies: bool = False) -> "HealingWorld":
         """Draw a world whose faults end at the last of its requests, and more requests for all its models."""
         seeded = seeded_world(seed, ALL_FAULTS, requests=100, feasible=True, copies=copies)
+        return cls.healed(seeded, moves=moves)
+
+    @classmethod
+    def healed(cls, seeded: SeededWorld, *, moves: bool = False) -> "HealingWorld":
+        """Have the faults of a feasible world end with its requests, and more come for all its models."""
         healing = cls(**vars(seeded))
-        world, rng, healed_at = healing.world, Random(seed), healing.last_at_s
+        world, rng, healed_at = healing.world, Random(seeded.seed), healing.last_at_s
         for name, model in world.scheduler.state.models.items():
             if model.spec.pinned:
                 world.send(events.LoadAsked(0.0, name, "loaded at start"))

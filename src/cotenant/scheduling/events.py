@@ -135,8 +135,8 @@ class EngineFound(Event):
     """An engine runs that this scheduler has not started, or has forgotten; it is answered by one command.
 
     That is AdoptEngine if its model can be served by it, and else DiscardEngine. `engine` is the shell's name
-    for it. It runs what would be started for `model` now on the devices of `placement`, which the ledger
-    knows; EngineReady or EngineExited follows if it is not `ready`.
+    for it, which offers it once. It runs what would be started for `model` now on the devices of `placement`,
+    which the ledger knows; EngineReady or EngineExited follows if it is not `ready`.
     """
 
     engine: str

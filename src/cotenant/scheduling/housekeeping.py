@@ -9,6 +9,7 @@ from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyId, ResidencyState, UnloadReason
 from cotenant.domain.units import format_bytes, format_count, format_duration
 from cotenant.planning.device_choice import choose_devices
+from cotenant.planning.ledger import DeviceReading
 from cotenant.scheduling.advice import advised_keep_alive
 from cotenant.scheduling.copies.count import grows_at
 from cotenant.scheduling.copies.serving import is_spare
@@ -29,9 +30,10 @@ _PREFETCH_CHANCE = 0.5
 def read_devices(state: State, event: DevicesRead, out: Outbox) -> None:
     """Record Readings: release claims whose bytes are free again, and unload models of lost devices."""
     known = {*state.ledger.devices_of(event.node)}
-    lost = state.ledger.read(with_overuse(state, event.readings, out), event.node)
+    own = [reading for reading in event.readings if not _is_of_another_node(state, reading)]
+    lost = state.ledger.read(with_overuse(state, own, out), event.node)
     measured: dict[ResidencyId, int] = {}
-    for reading in event.readings:
+    for reading in own:
         for holder, count in (reading.engine_bytes or {}).items():
             measured[holder] = measured.get(holder, 0) + count
             record_last_seen(state, holder, reading)
@@ -62,6 +64,12 @@ def read_devices(state: State, event: DevicesRead, out: Outbox) -> None:
         text = f"{device} has {state.ledger.engines(device)} engines and admits {admission.max_engines}"
         out.publish(DecisionKind.OVERCOMMITTED, None, f"{text}: {admission.why}")
     state.crowded = set(crowded)
+
+
+def _is_of_another_node(state: State, reading: DeviceReading) -> bool:
+    """Whether a device is known as that of another node: this is the same machine, under a second name."""
+    known = state.ledger.readings.get(reading.device.id)
+    return known is not None and known.device.node != reading.device.node
 
 
 def release_returned(state: State, out: Outbox, among: Set[DeviceId] | None = None) -> None:

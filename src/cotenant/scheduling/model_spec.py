@@ -65,8 +65,8 @@ class SchedulerSettings:
     percentile of recent waits if that is longer, but never later than after three times `overdue_s`; it may
     then drain busy models, for at most `drain_share` of the time and `drain_limit_s` each. A model stays
     loaded for at least `min_residency_s`, unless an overdue request needs its room; `residence` says how long
-    beyond that. If the bytes of a gone process are not free after `reclaim_bound_s`, the claim ends, which is
-    reported.
+    beyond that. If `machines_come`, what fits nowhere may fit once another one answers. If the bytes of a
+    gone process are not free after `reclaim_bound_s`, the claim ends, which is reported.
     """
 
     policy: str = setting(DEFAULT_POLICY, "how victims of an eviction are valued", reads="policy")
@@ -109,4 +109,5 @@ class SchedulerSettings:
         DefragmentMode.ADVISE,
         "moves of loaded models that would let one fit: told, or made if none may be evicted for it",
     )
+    machines_come: bool = False
     prefetch: bool = setting(False, "load models that are likely next into free memory")

@@ -58,7 +58,8 @@ def lost(state: State, event: NodeLost, out: Outbox) -> None:
             failed(state, residency, why, Cause.NODE_LOST, out)
         drop_leases(state, residency)
         forget(state, residency)
-        out.add(ForgetEngine(residency.id, why))
+        if residency.state is not ResidencyState.RECLAIMING:
+            out.add(ForgetEngine(residency.id, why))
         out.publish(
             DecisionKind.NODE, residency.model, f"was {residency.state} there: {why}", node=event.node
         )

@@ -340,6 +340,8 @@ def _refuse(state: State, model: ModelState, reason: str, out: Outbox) -> None:
     again_s = None
     if isinstance(bare, Placement):
         reason, again_s = "; ".join((reason, *obstacles(state.ledger))), _COME_BACK_S
+    elif state.settings.machines_come:
+        again_s = _COME_BACK_S
     text = f"{model.spec.name} does not fit: {reason}"
     if model.queue or model.last_failure != text:
         out.publish(DecisionKind.REFUSED, model.spec.name, f"does not fit: {reason}")

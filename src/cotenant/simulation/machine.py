@@ -47,6 +47,7 @@ class Machine:
             self._nodes.setdefault(each.node, []).append(each)
         self._held: dict[ResidencyId, dict[DeviceId, int]] = {}
         self._ended: set[ResidencyId] = set()
+        self._disowned: set[ResidencyId] = set()
 
     def free_bytes(self, device: DeviceId) -> int:
         """Return the memory that is actually free on a card."""
@@ -67,11 +68,24 @@ class Machine:
         """Record that an engine's process has exited; its memory may be freed later."""
         self._ended.add(engine)
 
+    def disown(self, engine: ResidencyId) -> None:
+        """Record that the daemon does not know an engine: what it holds counts as others'."""
+        self._disowned.add(engine)
+
+    def rename(self, engine: ResidencyId, name: ResidencyId) -> None:
+        """Record that an engine is known under another name from now on."""
+        self._disowned.discard(engine)
+        if engine in self._held:
+            self._held[name] = held = self._held.pop(engine)
+            for device in held:
+                self._cards[device].held[name] = self._cards[device].held.pop(engine)
+
     def give_back(self, engine: ResidencyId) -> None:
         """Free the memory of an engine."""
         for device in self._held.pop(engine, ()):
             self._cards[device].held_bytes -= self._cards[device].held.pop(engine)
         self._ended.discard(engine)
+        self._disowned.discard(engine)
 
     def set_foreign(self, device: DeviceId, count: int) -> None:
         """Set the memory that other programs use on a card, at most what is free."""
@@ -98,10 +112,17 @@ class Machine:
         if self.driver is Driver.TOTALS:
             return DeviceReading(card, at, total, free)
         held = self._cards[card.id].held
-        ours = {engine: count for engine, count in held.items() if engine not in self._ended}
-        others = total - free - sum(ours.values())
+        others = self._ended | self._disowned
+        ours = {engine: count for engine, count in held.items() if engine not in others}
+        foreign = total - free - sum(ours.values())
         return DeviceReading(
-            card, at, total, free, foreign_bytes=others, engine_bytes=ours, holders="others" if others else ""
+            card,
+            at,
+            total,
+            free,
+            foreign_bytes=foreign,
+            engine_bytes=ours,
+            holders="others" if foreign else "",
         )
 
 

@@ -284,11 +284,12 @@ class World:
         copies = self.scheduler.state.models[model.name].all_copies
         for other in self._engines_of.get(model.name, ()):
             copy = next((each for each in copies if other.residency in each.residencies), None)
-            others = copy and (command.residency not in copy.residencies or other.residency in copy.leaving)
+            ends = copy is not None and other.residency in copy.leaving | copy.aside
+            others = copy and (command.residency not in copy.residencies or ends)
             if not copy or not (others or copy.successor == command.residency):
                 raise ContractViolation(f"{model.name} is started while it has engine #{other.residency}")
         for other in (other for device in wanted for other in self._engines_on.get(device, ())):
-            if other.loading and not other.asked_to_end:
+            if other.loading and not (other.asked_to_end or other.gone):
                 raise ContractViolation(f"{model.name} is started where {other.model.name} is loading")
         engine = self._engines[command.residency] = SimulatedEngine(command.residency, model, wanted)
         for known in self._lists_with(engine):

@@ -120,4 +120,8 @@ class ApiKeys:
 
 def scheduler_settings(configuration: Configuration) -> SchedulerSettings:
     """Return the scheduler's settings under a configuration."""
-    return replace(configuration.scheduling, reserve_bytes=configuration.devices.rules.reserve_bytes)
+    return replace(
+        configuration.scheduling,
+        reserve_bytes=configuration.devices.rules.reserve_bytes,
+        machines_come=configuration.nodes is not None,
+    )

@@ -1,0 +1,124 @@
+"""Worlds of several machines drawn by a seed: all that befalls one machine, and what befalls machines."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Final
+
+from bench.workloads import spec_of
+
+from cotenant.domain.devices import Device, DeviceId
+from cotenant.scheduling.model_spec import SchedulerSettings
+from cotenant.scheduling.policy import POLICIES
+from cotenant.scheduling.scheduler import Scheduler
+from cotenant.simulation.machine import NO_FAULTS, Driver, Faults, Machine, card
+from cotenant.simulation.nodes import LEASE_S, LOST_S, SUSPECT_S, NodesWorld
+from tests.simulation.seeded import (
+    SeededWorld,
+    _copies,
+    _models,
+    _requests,
+    _Trouble,
+    wait_bound_s,
+)
+
+_GB: Final = 10**9
+
+
+@dataclass
+class SeededNodes(SeededWorld):
+    """A world of several machines."""
+
+    world: NodesWorld
+
+
+def card_of(node: str, index: int, size: int) -> Device:
+    return replace(card(index, size), id=DeviceId(f"GPU-{node}{index}"), node=node)
+
+
+def seeded_nodes(seed: int, faults: Faults, *, requests: int = 50, feasible: bool = False) -> SeededNodes:
+    """Draw machines with their cards, models, requests and troubles; if `feasible`, any machine fits any."""
+    rng = Random(f"nodes {seed}")
+    sizes = [
+        [rng.choice([12, 16, 24]) * _GB for _ in range(rng.choice([1, 1, 2]))]
+        for _ in range(rng.choice([2, 2, 3, 4]))
+    ]
+    cards = [card_of("abcd"[n], i, size) for n, each in enumerate(sizes) for i, size in enumerate(each)]
+    most = max(len(each) for each in sizes)
+    smallest = min(min(each) for each in sizes)
+    roomiest = max((each for each in sizes if len(each) == most), key=min)
+    largest = smallest if feasible else max(max(each) for each in sizes)
+    models = _models(
+        rng, 1 if feasible else most, min(roomiest), largest, astray=faults != NO_FAULTS and not feasible
+    )
+    pinned = rng.random() < 0.3
+    if pinned:
+        models = [replace(m, pieces=tuple(round(0.3 * p) for p in m.pieces)) for m in models]
+    settings = SchedulerSettings(
+        policy=rng.choice([*POLICIES]),
+        overdue_s=rng.choice([20.0, 60.0]),
+        drain_limit_s=30.0,
+        reclaim_bound_s=10.0,
+        machines_come=True,
+        max_loaded=rng.choice([None, None, None, 3]),
+        prefetch=rng.random() < 0.3,
+        reserve_bytes=rng.choice([0, _GB // 2]),
+        max_queue=20 if faults != NO_FAULTS else 1 << 30,
+    )
+    world = NodesWorld(
+        lambda: Scheduler(settings),
+        Machine(cards, rng.choice([*Driver])),
+        models,
+        rng,
+        faults=faults,
+        tick_s=0.25,
+        read_every_s=2.0,
+    )
+    keep_alive_s = rng.choice([None, 0.0, 15.0, 300.0])
+    copying = rng if rng.random() < 0.3 else None
+    specs = [spec_of(m, keep_alive_s=keep_alive_s, pinned=pinned and not i) for i, m in enumerate(models)]
+    world.begin([replace(spec, copies=_copies(copying)) for spec in specs])
+    mean_gap_s = math.exp(rng.uniform(math.log(0.1), math.log(5)))
+    patience_s = rng.choice([30.0, 120.0]) if faults != NO_FAULTS else math.inf
+    coming = _requests(rng, models, requests, mean_gap_s)
+    world.expect(coming, patience_s)
+    if faults.trouble_every_s is not None:
+        lasts_s = requests * mean_gap_s
+        _Trouble(world, rng, faults.trouble_every_s, lasts_s, copying).begin()
+        NodeTrouble(world, rng, rng.choice([4.0, 15.0]), lasts_s).begin()
+    bound_s = wait_bound_s(models, settings, requests)
+    return SeededNodes(seed, world, faults, bound_s, coming[-1].at)
+
+
+class NodeTrouble:
+    """What befalls machines, and the daemon, until an instant."""
+
+    def __init__(self, world: NodesWorld, rng: Random, every_s: float, until: float) -> None:
+        self._world = world
+        self._rng = rng
+        self._every_s = every_s
+        self._until = until
+
+    def begin(self) -> None:
+        """Have the first trouble come."""
+        self._world.queue.after(self._rng.expovariate(1 / self._every_s), self._comes)
+
+    def _comes(self) -> None:
+        if self._world.queue.now >= self._until:
+            return
+        world, name, rng = self._world, self._rng.choice(self._world.names), self._rng
+        kinds: list[Callable[[], None]] = [
+            lambda: world.cut(name, rng.uniform(0, SUSPECT_S)),
+            lambda: world.cut(name, rng.uniform(SUSPECT_S, LOST_S)),
+            lambda: world.cut(name, rng.uniform(SUSPECT_S, LOST_S)),
+            lambda: world.cut(name, rng.uniform(LOST_S, LEASE_S)),
+            lambda: world.cut(name, rng.uniform(LEASE_S, 1.5 * LEASE_S)),
+            lambda: world.kill(name, rng.uniform(1, LEASE_S)),
+            lambda: world.end_agent(name),
+            lambda: world.greet(name) if not world.is_cut(name) else None,
+            lambda: world.appear_twice(name),
+            lambda: world.restart_daemon(),
+        ]
+        rng.choice(kinds)()
+        self.begin()
