@@ -48,6 +48,9 @@ async def cotenant(engine_port: int) -> None:
         def rules(self, name):
             return None
 
+        def has_copies(self, name):
+            return False
+
         def try_lease(self, name, terms):
             return Free() if name in self._models else None
 

@@ -158,12 +158,13 @@ class LeaseTerms:
     """The terms of a request for its lease; None means the model's own setting.
 
     `keep_alive_s` is how long the model stays loaded after it; 0 unloads it at once. A higher `priority` goes
-    first.
+    first. `conversation` are keys of the request's beginnings, for a model with several copies.
     """
 
     priority: int | None = None
     keep_alive_s: float | None = None
     timeout_s: float | None = None
+    conversation: tuple[int, ...] = ()
 
 
 DEFAULT_TERMS = LeaseTerms()
@@ -183,6 +184,9 @@ class Router(Protocol):
 
     def rules(self, name: str) -> RequestRules | None:
         """Return the rules of requests that use this name or alias; None if there are none."""
+
+    def has_copies(self, name: str) -> bool:
+        """Whether several engines may serve a model, so that it matters which one has a conversation."""
 
     def try_lease(self, name: str, terms: LeaseTerms = DEFAULT_TERMS) -> Lease | None:
         """Grant a lease at once, or return None if the request must wait. Raises UnknownModel."""

@@ -75,6 +75,9 @@ class SlotRouter:
         model = next(model for model in self.served if model.name == self.resolve(name))
         return model.variants.get(name, model.rules) or None
 
+    def has_copies(self, name):
+        return False
+
     def try_lease(self, name, terms=DEFAULT_TERMS):
         self.resolve(name)
         self.terms.append(terms)

@@ -303,6 +303,9 @@ class _Faulty(SlotRouter):
         super().__init__(NOWHERE)
         self.fault = fault
 
+    def has_copies(self, name):
+        return False
+
     def try_lease(self, name, terms=DEFAULT_TERMS):
         return None
 

@@ -4,7 +4,11 @@ import math
 import pytest
 
 from cotenant.domain.errors import BadRequest
-from cotenant.gateway.inference.request_options import RequestOptions, read_request_options
+from cotenant.gateway.inference.request_options import (
+    RequestOptions,
+    conversation_keys,
+    read_request_options,
+)
 from cotenant.interfaces import LeaseTerms
 from tests.gateway.harness import SlotRouter, post, serving
 from tests.gateway.stub import StubEngine
@@ -88,3 +92,50 @@ async def test_terms_reach_the_router_and_not_the_engine():
 def test_a_wait_is_an_hour_at_most(value):
     with pytest.raises(BadRequest, match="X-Cotenant-Timeout"):
         read_request_options([(b"x-cotenant-timeout", value.encode())], {})
+
+
+def keys(**request):
+    return conversation_keys(request)
+
+
+def test_a_conversation_that_goes_on_has_the_last_key_of_its_last_turn():
+    question = {"role": "user", "content": "hi"}
+    answer = {"role": "assistant", "content": "hello", "refusal": None}
+    said = {"role": "assistant", "content": "hello"}
+    first = keys(messages=[question])
+    second = keys(messages=[question, said, {"role": "user", "content": [{"type": "text", "text": "more"}]}])
+    third = keys(messages=[question, answer, question])
+    assert first[-1] == second[0] == third[0]
+    assert second[1] == third[1]
+    assert len({*second, *third}) == 4
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"messages": [{"role": "user", "content": "ho"}]},
+        {"messages": [{"role": "system", "content": "hi"}]},
+        {"messages": [{"role": "user", "content": "hi"}], "system": "be brief"},
+        {"messages": [{"role": "user", "content": "hi"}], "tools": [{"name": "f"}]},
+        {"messages": []},
+        {},
+    ],
+)
+def test_other_conversations_have_other_keys(other):
+    assert not {*keys(messages=[{"role": "user", "content": "hi"}])} & {*conversation_keys(other)}
+
+
+def test_a_prompt_that_goes_on_shares_the_keys_of_its_whole_pieces_and_few_are_kept():
+    assert keys(prompt="x" * 3000)[:2] == keys(prompt="x" * 2500)[:2]
+    assert keys(prompt="x" * 2048)[-1] in keys(prompt="x" * 2048 + "y")
+    assert len(keys(prompt="x" * 1_000_000)) == 64
+    assert keys(input=["a", {"type": "message", "content": [{"text": "b"}]}])
+
+
+async def test_only_for_a_model_with_copies_a_request_says_which_conversation_it_is(monkeypatch):
+    async with StubEngine() as engine, serving(router := SlotRouter(engine.endpoint)) as port:
+        ask = {**ASK, "messages": [{"role": "user", "content": "hi"}]}
+        await post(port, ask)
+        monkeypatch.setattr(router, "has_copies", lambda name: name == "llama")
+        await post(port, ask)
+    assert [each.conversation for each in router.terms] == [(), conversation_keys(ask)]

@@ -53,10 +53,15 @@ class FleetRouter:
         """Return the rules of requests that use this name; None if there are none."""
         return self._loop.fleet.rules.get(name)
 
+    def has_copies(self, name: str) -> bool:
+        """Whether several engines may serve a model."""
+        return name in self._scheduler.state.copied
+
     def try_lease(self, name: str, terms: LeaseTerms = DEFAULT_TERMS) -> Lease | None:
         """Grant a lease at once on a ready model with a free slot. Raises UnknownModel."""
         loop = self._loop
-        granted = self._scheduler.try_grant(loop.fleet.resolve(name), self._clock.now(), terms.keep_alive_s)
+        own, now = loop.fleet.resolve(name), self._clock.now()
+        granted = self._scheduler.try_grant(own, now, terms.keep_alive_s, terms.conversation)
         return None if granted is None else loop.lease_on(*granted)
 
     async def lease(self, name: str, terms: LeaseTerms = DEFAULT_TERMS) -> Lease:
@@ -69,7 +74,10 @@ class FleetRouter:
         timeout_s = entry.timeout_s if terms.timeout_s is None else terms.timeout_s
         priority = entry.priority if terms.priority is None else terms.priority
         ticket = TicketId(self._scheduler.state.next_id())
-        request = RequestArrived(now, ticket, entry.name, now + timeout_s, priority, terms.keep_alive_s)
+        deadline, keep_alive_s = now + timeout_s, terms.keep_alive_s
+        request = RequestArrived(
+            now, ticket, entry.name, deadline, priority, keep_alive_s, terms.conversation
+        )
         try:
             return await self._loop.wait_for_lease(request)
         except DoesNotFit as refused:

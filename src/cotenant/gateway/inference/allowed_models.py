@@ -38,6 +38,10 @@ class AllowedModels:
         """Return the rules of requests that use this name."""
         return self._router.rules(name)
 
+    def has_copies(self, name: str) -> bool:
+        """Whether several engines may serve a model."""
+        return self._router.has_copies(name)
+
     def try_lease(self, name: str, terms: LeaseTerms = DEFAULT_TERMS) -> Lease | None:
         """Grant a lease at once, or return None."""
         return self._router.try_lease(name, terms)

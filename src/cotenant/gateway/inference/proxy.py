@@ -117,14 +117,14 @@ class Exchange:
             ruled_target = None if self._upload else self._target
             name, request, body = addressed(request, body, ruled_target, proxy.router)
             self._counters = proxy.counters.of(name)
-            self._options = read_request_options(self._headers, request, proxy.key)
+            copies = proxy.router.has_copies(name)
+            self._options = read_request_options(self._headers, request, proxy.key, copies=copies)
             check_bounds(request, body)
             proxy.kinds.check(name, self._target, check_media(request, body, proxy.media_hosts))
             proxy.suspects.check(name, self._target.path, body)
             self._reserved = proxy.admit(self._target, request, size, self._begun_at)
-            self._name = name
+            self._name, self._request = name, request
             self._streaming = request.get("stream") in (True, "true") and self._target.streams
-            self._request = request
             await self._answer(name, body)
         except CotenantError as error:
             if self._disconnected:

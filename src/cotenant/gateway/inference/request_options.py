@@ -10,8 +10,9 @@ key's own priority cannot be exceeded, and how long models stay is not for keys 
 clients send it with every request, so it is ignored.
 """
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -27,6 +28,10 @@ _TIMEOUT: Final = b"x-cotenant-timeout"
 _WAIT_COMMENTS: Final = b"x-cotenant-wait-comments"
 TERM_HEADERS: Final = frozenset({_KEEP_ALIVE, _PRIORITY, _TIMEOUT, _WAIT_COMMENTS})
 
+_BEFORE: Final = ("system", "instructions", "tools")
+"""Fields that engines put before the conversation."""
+_PIECE: Final = 1024
+_MOST_KEYS: Final = 64
 _MAX_PRIORITY: Final = 10
 _MAX_TIMEOUT_S: Final = 3600.0
 _MOST_S: Final = 10**12
@@ -45,13 +50,19 @@ _NONE: Final = RequestOptions()
 
 
 def read_request_options(
-    headers: Sequence[Header], request: Mapping[str, Any], key: ApiKey | None = None
+    headers: Sequence[Header],
+    request: Mapping[str, Any],
+    key: ApiKey | None = None,
+    *,
+    copies: bool = False,
 ) -> RequestOptions:
     """Read the options in the headers and the body of a request, as far as its key allows them.
 
-    Raises BadRequest.
+    With several `copies` of the model it matters which conversation it is. Raises BadRequest.
     """
     options = _read_options(headers, request)
+    if copies:
+        options = replace(options, terms=replace(options.terms, conversation=conversation_keys(request)))
     if key is None or (key.priority is None and options.terms is DEFAULT_TERMS):
         return options
     terms = options.terms
@@ -61,6 +72,37 @@ def read_request_options(
         wanted = key.priority if terms.priority is None else terms.priority
         terms = replace(terms, priority=min(wanted, key.priority))
     return replace(options, terms=terms)
+
+
+def conversation_keys(request: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return keys of the beginnings of a request, the shortest first, at most the 64 longest; `()` for none.
+
+    A request that goes on with another one has the last key of that one among its own: it can be served where
+    a KV cache has the beginning. Beginnings end after each message, or each 1,024 characters of a prompt.
+    Keys are for this process alone.
+    """
+    key = hash(tuple(_text(request.get(field)) for field in _BEFORE))
+    keys = []
+    for piece in _pieces(request):
+        key = hash((key, piece))
+        keys.append(key)
+    return tuple(keys[-_MOST_KEYS:])
+
+
+def _pieces(request: Mapping[str, Any]) -> Iterator[str]:
+    for field in ("messages", "input", "prompt"):
+        value = request.get(field)
+        if isinstance(value, list):
+            yield from map(_text, value)
+        elif isinstance(value, str):
+            yield from (value[at : at + _PIECE] for at in range(0, len(value), _PIECE))
+
+
+def _text(value: Any) -> str:
+    """Return a part of a request as text; of a message what its sender would send again."""
+    if isinstance(value, Mapping) and isinstance(value.get("content"), str):
+        return f"{value.get('role')}\n{value['content']}"
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 def _read_options(headers: Sequence[Header], request: Mapping[str, Any]) -> RequestOptions:
