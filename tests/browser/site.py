@@ -81,12 +81,19 @@ class Site:
             assert "Traceback" not in daemon.output
 
 
-def ask(address: str, path: str, body: Mapping[str, Any] | None = None, *, method: str | None = None) -> Any:
+def ask(
+    address: str,
+    path: str,
+    body: Mapping[str, Any] | None = None,
+    *,
+    method: str | None = None,
+    key: str | None = None,
+) -> Any:
     """Ask the API as a program does; a body makes it a POST, unless `method` is another."""
     request = urllib.request.Request(
         address + path,
         data=None if body is None else json.dumps(body).encode(),
-        headers={"content-type": "application/json"},
+        headers={"content-type": "application/json", **({"authorization": f"Bearer {key}"} if key else {})},
         method=method,
     )
     with urllib.request.urlopen(request, timeout=60) as response:

@@ -15,6 +15,7 @@ PAGES = {
     "/models/tiny-llama": "tiny-llama",
     "/analyse": "Analyse",
     "/gpu-configuration": "GPU configuration",
+    "/keys": "Keys",
     "/events": "Events",
     "/doctor": "Doctor",
 }

@@ -7,7 +7,7 @@ from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
 from cotenant.asgi import App, Header, Receive, Scope, Send, send_head, send_stream
-from cotenant.console import analyse, gpu_configuration, model, overview
+from cotenant.console import analyse, gpu_configuration, keys, model, overview
 from cotenant.console.api import Api, ApiFault, Refused, Reply, ResponseCache, SignedOut
 from cotenant.console.live_updates import STREAM_HEADERS, Part, Rows, View, events_of
 from cotenant.console.memory_bar import Palette
@@ -78,6 +78,7 @@ PAGES: Final[tuple[Page, ...]] = (
     Page("/models/{name}", None, model.show),
     Page("/analyse", "Analyse", analyse.show),
     Page("/gpu-configuration", "GPU configuration", gpu_configuration.show),
+    Page("/keys", "Keys", keys.show),
     Page("/events", "Events", _events),
     Page("/doctor", "Doctor", _doctor),
 )
@@ -87,6 +88,7 @@ FRAGMENTS: Final[dict[tuple[str, str], Show]] = {
     ("POST", "/ui/fragments/analyse"): analyse.plan,
     ("GET", "/ui/fragments/advice"): analyse.advice,
     ("POST", "/ui/fragments/advice"): analyse.advice,
+    ("POST", "/ui/fragments/keys"): keys.add,
     ("POST", "/ui/fragments/gpu-configuration"): gpu_configuration.change,
     **{
         ("POST", f"/ui/fragments/gpu-configuration/{order}"): gpu_configuration.order
