@@ -22,10 +22,12 @@ from cotenant.config.schema import Settings
 from cotenant.config.settings import check, read_configuration
 from cotenant.config.yaml_document import parse_document
 from cotenant.domain.devices import DeviceOrder
+from cotenant.domain.engines import Adapter
 from cotenant.domain.errors import BadSetting
 from cotenant.domain.models import ALL_LAYERS, CacheType, FlashAttention, ModelKind
 from cotenant.domain.units import MIB
 from tests.config.conftest import Reader
+from tests.support.models.adapters import build_tiny_control_vector, build_tiny_lora
 from tests.support.models.gguf_models import build_tiny_embedder, build_tiny_llama, projector
 from tests.support.models.real_shapes import real_shape
 
@@ -359,6 +361,33 @@ def test_a_draft_is_read_with_its_model(read: Reader, folder: Path) -> None:
             read(f"models: [{{path: models/tiny.gguf, {entry}}}]")
     with pytest.raises(BadSetting, match="vllm takes no draft"):
         read("models: [{engine: vllm, path: models, draft: models/small.gguf}]")
+
+
+def test_adapters_and_control_vectors_are_read_with_their_model(read: Reader, folder: Path) -> None:
+    models = folder / "models"
+    first, second = (build_tiny_lora(models / f"{seed}.lora", seed=seed) for seed in (1, 2))
+    vector = build_tiny_control_vector(models / "cv.gguf")
+    (model,) = read(
+        "models: [{path: models/tiny.gguf, lora: [models/1.lora, {path: models/2.lora, scale: 0.5}], "
+        "control_vectors: [{path: models/cv.gguf, scale: -2}]}]"
+    ).models
+    assert model.companions.adapters == (Adapter(str(first), 1.0), Adapter(str(second), 0.5))
+    assert model.companions.control_vectors == (Adapter(str(vector), -2.0),)
+    assert [*model.companions.files()] == [str(first), str(second), str(vector)]
+    assert len(model.signature) == 4
+    assert model.request.shape.tensor_bytes > model.shape.tensor_bytes
+    (one,) = read("models: [{path: models/tiny.gguf, lora: models/1.lora}]").models
+    assert one.companions.adapters == (Adapter(str(first), 1.0),)
+    for entry, says in (
+        ("lora: [models/none.lora]", "does not exist"),
+        ("lora: [models/tiny.gguf]", "is not a LoRA adapter"),
+        ("lora: [{path: models/1.lora, scale: much}]", "is not a scale"),
+        ("lora: [{file: models/1.lora}]", "is not a file"),
+        ("lora: ['a:b.lora']", "takes no path with one of"),
+        ("control_vectors: [models/1.lora]", "has no control vector of 256 elements"),
+    ):
+        with pytest.raises(BadSetting, match=says):
+            read(f"models: [{{path: models/tiny.gguf, {entry}}}]")
 
 
 def test_the_file_is_looked_for_where_it_was_told_then_here_then_at_home(

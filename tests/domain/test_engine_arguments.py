@@ -30,6 +30,8 @@ LLAMA_TAKES = {
     "`gpus:`": "-dev --device -mg --main-gpu --rpc",
     "`mmap` or `mlock:`": "-lm --load-mode --mlock --no-mmap -dio",
     "`draft:`": "-md --model-draft --spec-draft-model --model_draft -hfd -ngld --spec-draft-ngl -devd",
+    "`lora:`": "--lora --lora-scaled --lora_scaled --lora-init-without-apply",
+    "`control_vectors:`": "--control-vector --control-vector-scaled --control-vector-layer-range",
     "`mmproj:`": "-mm --mmproj -mmu --mmproj-url --no-mmproj --no-mmproj-offload -mmdev",
     "--use-fit-params": "-fit --fit -fitt --fit-target -fitc --fit-ctx",
     NO_KEY: "-ctkd -ctvd --spec-draft-type-k -otd -ncmoed -cd "

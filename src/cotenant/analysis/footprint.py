@@ -284,6 +284,7 @@ class Costs:
             width = 12 * embd
         if layer.expert_bytes:
             width = max(width, self._expert_width() + 3 * embd)
+        width += self.shape.adapter_elements
         return max(_F32 * self._tokens() * width, self._attention_compute(layer))
 
     def _expert_width(self) -> int:

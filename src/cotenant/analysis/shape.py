@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -246,3 +246,93 @@ def _notes(hp: Hyperparameters, shares: _Shares, n_skipped: int, pooling: int) -
 
 def _sum(tensors: Iterable[TensorInfo]) -> int:
     return sum(allocated_bytes(tensor) for tensor in tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSizes:
+    """Bytes of a LoRA adapter, by the tensors of the model that they go with, padded as on a device.
+
+    llama.cpp puts both matrices of a pair where the tensor is (`llama-adapter.cpp`); those of the output
+    layer and of the token embedding are apart. `experts` are the part of `blocks` in routed experts.
+    """
+
+    architecture: str
+    blocks: Mapping[int, int]
+    experts: Mapping[int, int]
+    input_bytes: int
+    output_bytes: int
+    tensor_bytes: int
+
+    def on(self, shape: ModelShape) -> ModelShape:
+        """Return a model's shape with the adapter in it. Raises UnsupportedModelFile if it is not of it."""
+        last = max(self.blocks, default=0)
+        if self.architecture != shape.architecture or last >= shape.n_layers:
+            raise UnsupportedModelFile(
+                f"the adapter is for {self.architecture} of {last + 1} blocks or more, and the model "
+                f"{shape.architecture} of {shape.n_layers}",
+                hint="Give an adapter that was trained for this model.",
+            )
+        layers = tuple(
+            replace(
+                layer,
+                weight_bytes=layer.weight_bytes + self.blocks.get(layer.index, 0),
+                expert_bytes=layer.expert_bytes + self.experts.get(layer.index, 0),
+            )
+            for layer in shape.layers
+        )
+        return replace(
+            shape,
+            layers=layers,
+            input_bytes=shape.input_bytes + self.input_bytes,
+            output_bytes=shape.output_bytes + self.output_bytes,
+            tensor_bytes=shape.tensor_bytes + self.tensor_bytes,
+            # What is added to a matrix's result is computed apart: at most as wide as the widest one.
+            adapter_elements=shape.n_embd + max((layer.n_ff for layer in shape.layers), default=0),
+            compute_known=False,
+        )
+
+
+def adapter_sizes(header: GgufHeader) -> AdapterSizes:
+    """Describe a LoRA adapter. Raises UnsupportedModelFile if the file is none."""
+    hp = Hyperparameters(header)
+    if hp.text("general.type") != "adapter" or hp.text("adapter.type") != "lora":
+        raise UnsupportedModelFile(
+            f"{header.source_name} is not a LoRA adapter",
+            hint="Give a GGUF that llama.cpp's convert_lora_to_gguf.py has made.",
+        )
+    pairs = [
+        replace(tensor, name=tensor.name.removesuffix(".lora_a").removesuffix(".lora_b"))
+        for tensor in header.tensors
+        if tensor.name.endswith((".lora_a", ".lora_b"))
+    ]
+    shares = _share_out(pairs, MOST_BLOCKS, hp.architecture)
+    routed = ([each for each in tensors if _EXPERTS.search(each.name)] for tensors in shares.blocks)
+    return AdapterSizes(
+        hp.architecture,
+        {index: _sum(tensors) for index, tensors in enumerate(shares.blocks) if tensors},
+        {index: _sum(tensors) for index, tensors in enumerate(routed) if tensors},
+        _sum(shares.input),
+        _sum(shares.output),
+        sum(tensor.n_bytes for tensor in pairs),
+    )
+
+
+def with_control_vectors(shape: ModelShape, headers: Iterable[GgufHeader]) -> ModelShape:
+    """Return a model's shape with control vectors in it: their sum, an F32 row for each block but the first.
+
+    `llama_adapter_cvec::init` of `llama-adapter.cpp`. Raises UnsupportedModelFile for a file that has none.
+    """
+    for header in headers:
+        rows = [tensor for tensor in header.tensors if tensor.name.startswith("direction.")]
+        if not rows or any(tensor.dims != (shape.n_embd,) for tensor in rows):
+            raise UnsupportedModelFile(
+                f"{header.source_name} has no control vector of {shape.n_embd:,} elements",
+                hint="Give a GGUF that llama.cpp's cvector-generator has made for this model.",
+            )
+    row = -(-4 * shape.n_embd // _DEVICE_ALIGNMENT) * _DEVICE_ALIGNMENT
+    layers = tuple(
+        replace(layer, weight_bytes=layer.weight_bytes + row) if layer.index and not layer.skipped else layer
+        for layer in shape.layers
+    )
+    added = sum(layer.weight_bytes for layer in layers) - sum(layer.weight_bytes for layer in shape.layers)
+    return replace(shape, layers=layers, tensor_bytes=shape.tensor_bytes + added)

@@ -5,10 +5,11 @@ The planner's input, read from flags, is shared with `analyze`, `serve` and `dem
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cotenant.analysis.drafts import draft_problem
+from cotenant.analysis.shape import adapter_sizes
 from cotenant.cli.flags import (
     add_device_options,
     add_setting,
@@ -21,12 +22,13 @@ from cotenant.cli.flags import (
 )
 from cotenant.cli.render import device_lines, recipe_line, result_lines
 from cotenant.cli.table import print_result
+from cotenant.config.companions import adapters
 from cotenant.config.configuration import ModelDefaults
 from cotenant.config.model_file_cache import Library, ModelFile
 from cotenant.config.models_dir import find_projector
 from cotenant.config.names import clean_name
 from cotenant.domain.devices import Inventory
-from cotenant.domain.engines import Companions
+from cotenant.domain.engines import Adapter, Companions
 from cotenant.domain.errors import BadRecipe, UnsupportedModelFile, UsageError
 from cotenant.domain.models import (
     ModelKind,
@@ -82,10 +84,25 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a smaller GGUF of the same vocabulary, which guesses tokens for the model",
     )
+    parser.add_argument(
+        "--lora",
+        type=adapter_option,
+        action="append",
+        default=[],
+        metavar="FILE[:SCALE]",
+        help="a LoRA adapter of the model, and how much of it is added; may be given again",
+    )
     add_device_options(parser)
     add_setting(parser, setting_of(ModelDefaults, "profile"))
     add_settings(parser, [*settings_of(Recipe), *settings_of(BudgetRules)])
     switch(parser, "--use-fit-params", False, "leave layers and split to llama.cpp's own fitting")
+
+
+def adapter_option(text: str) -> Adapter:
+    """Read `FILE` or `FILE:SCALE`. Raises BadSetting."""
+    path, colon, scale = text.rpartition(":")
+    (found,) = adapters.read([{"path": path, "scale": scale} if colon else text])
+    return Adapter(found.path, found.scale)
 
 
 def read_recipe(args: argparse.Namespace) -> Recipe:
@@ -124,10 +141,12 @@ def model_path(args: argparse.Namespace) -> Path | None:
 
 def read_plan_input(args: argparse.Namespace, path: Path, *, name: str | None = None) -> PlanInput:
     """Read the model's header and the devices. Raises ModelFileError, UsageError."""
-    from cotenant.model_files import load_model
+    from cotenant.model_files import load_model, open_header
 
     recipe, rules = read_recipe(args), read_rules(args)
     shape = load_model(path)
+    for adapter in args.lora:
+        shape = adapter_sizes(open_header(Path(adapter.path))).on(shape)
     if shape.kind is ModelKind.PROJECTOR:
         raise UnsupportedModelFile(
             f"{path} is a vision projector, not a model of its own", hint="Give it with --mmproj."
@@ -148,7 +167,7 @@ def read_plan_input(args: argparse.Namespace, path: Path, *, name: str | None = 
         budgets=budgets(inventory, rules),
         rules=rules,
         projector=None if projector is None else projector.path,
-        companions=Companions(draft=args.draft and str(args.draft)),
+        companions=Companions(draft=args.draft and str(args.draft), adapters=tuple(args.lora)),
         by_engine=args.use_fit_params,
     )
 
@@ -214,4 +233,5 @@ def print_json(given: PlanInput, result: Placement | Refusal, **more: object) ->
     taken = given.request.projector
     described["projector"] = taken and {"path": str(given.projector), "bytes": taken.weights}
     described["draft"] = given.companions.draft
+    described["lora"] = [asdict(adapter) for adapter in given.companions.adapters]
     print(json.dumps({**described, **more}, indent=2, ensure_ascii=False))

@@ -66,6 +66,7 @@ def recipe_line(
         (
             f", projector {path.name} ({format_bytes(projector.weights)})" if path and projector else "",
             f", draft {Path(companions.draft).name}" if companions.draft else "",
+            *(f", adapter {Path(each.path).name} × {each.scale:g}" for each in companions.adapters),
         )
     )
 

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,11 +186,13 @@ def one_model(args: argparse.Namespace, path: Path) -> Configuration:
     from cotenant.config.yaml_document import Document
 
     keep_alive = None if is_given(args, setting_of(ModelDefaults, "keep_alive_s")) else "forever"
-    entry = {"path": str(path), "preload": "true", "keep_alive": keep_alive}
+    entry: dict[str, Any] = {"path": str(path), "preload": "true", "keep_alive": keep_alive}
     if args.mmproj:
         entry["mmproj"] = str(args.mmproj)
     if args.draft:
         entry["draft"] = str(args.draft)
+    if args.lora:
+        entry["lora"] = [asdict(adapter) for adapter in args.lora]
     folders = ("COTENANT_MODELS_DIR", "OLLAMA_MODELS")
     environment = {name: value for name, value in os.environ.items() if name not in folders}
     configuration = read_configuration(

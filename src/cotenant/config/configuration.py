@@ -171,7 +171,8 @@ class ModelEntry:
     `keep_alive_s` after its last request, None never; a request waits for it, and then for its answer,
     `timeout_s` at most; an answer takes `answer_timeout_s` at most.
     `parts` are all its files except the projector and the `companions`; `signature` changes when one of them
-    changes. `draft` is what the file of the draft among the companions holds.
+    changes. `draft` is what the file of the draft among the companions holds; `adapted` is `shape` with the
+    adapters in it, None without any.
     `from_folder` is true if it has no entry and is served because its file is in `models_dir`.
     `path` is None if its file is not read. `options` are further options of its kind of engine, `launch` says
     how its engine is started. `stated_bytes` is the memory that the operator states or, if `stated_is_guess`,
@@ -191,6 +192,7 @@ class ModelEntry:
     projector: Projector | None = None
     companions: Companions = ALONE
     draft: ModelShape | None = None
+    adapted: ModelShape | None = None
     aliases: tuple[str, ...] = setting((), "other names for it", flag=None, reads="name", shown="none")
     gpus: tuple[str, ...] = setting(
         (),
@@ -261,11 +263,16 @@ class ModelEntry:
         return ModelOnEngine(self.name, self.recipe.engine)
 
     @property
+    def loaded(self) -> ModelShape:
+        """What is loaded of the model: with its adapters."""
+        return self.adapted or self.shape
+
+    @property
     def request(self) -> PlanRequest:
         """The request for the planner."""
         from cotenant.planning.planner import PlanRequest
 
-        return PlanRequest(self.name, self.shape, self.recipe, self.projector, self.stated_bytes, self.draft)
+        return PlanRequest(self.name, self.loaded, self.recipe, self.projector, self.stated_bytes, self.draft)
 
 
 @dataclass(frozen=True, slots=True)

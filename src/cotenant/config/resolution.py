@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from cotenant.analysis.drafts import draft_problem
+from cotenant.config.companions import CompanionReader
 from cotenant.config.configuration import (
     AdvisorSettings,
     AlertSettings,
@@ -68,6 +68,7 @@ class _Resolution:
         self._settings = checked.settings
         self._library = library
         self._unsettled = unsettled
+        self._companions = CompanionReader(checked.report, checked.absolute, self._open)
         self._defaults = ModelDefaults()
 
     def configuration(self) -> Configuration:
@@ -201,7 +202,7 @@ class _Resolution:
                 return None
             projector = self._projector(key, model, file)
             entry = self._served(model.name or clean_name(file.path), file, projector, recipe)
-            return self._with_draft(key, model, entry)
+            return self._companions.with_companions(key, model, entry)
         name = model.name or model.model or ""
         if not NAME.fullmatch(name):
             self._report((*key, "model"), f"{shown(name)} cannot be a name", "Add `name:`.")
@@ -246,20 +247,6 @@ class _Resolution:
                 self._report((*key, "mmproj"), f"{path} is not a vision projector", "Give an mmproj file.")
             return projector
         return find_projector(file.path, self._library, self._unsettled) if model.mmproj is None else None
-
-    def _with_draft(self, key: KeyPath, model: Model, entry: ModelEntry) -> ModelEntry:
-        path = self._path(model.draft)
-        file = None if path is None else self._open((*key, "draft"), path)
-        if file is None:
-            return entry
-        if (problem := draft_problem(entry.shape, file.shape)) is not None:
-            self._report((*key, "draft"), f"{path} {problem}", "Give a smaller model of the same family.")
-        return replace(
-            entry,
-            companions=replace(entry.companions, draft=str(file.path)),
-            draft=file.shape,
-            signature=(*entry.signature, *file.signature),
-        )
 
     def _open(self, key: KeyPath, path: Path, *, is_folder: bool = False) -> ModelFile | None:
         try:

@@ -8,12 +8,13 @@ from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
-from cotenant.config import keys, request_fields, scalars
+from cotenant.config import companions, keys, request_fields, scalars
 from cotenant.config.configuration import ModelEntry
 from cotenant.config.fields import MAX_MIB, SECTIONS, is_list, recipe_settings, scalar_of, values_of
 from cotenant.config.issues import ConfigIssue, KeyPath, refusal, wrong
 from cotenant.config.yaml_document import Document
 from cotenant.domain.engine_kinds import EngineKind
+from cotenant.domain.engines import Adapter
 from cotenant.domain.launching import LauncherKind
 from cotenant.domain.models import MAX_CTX, ModelKind, Recipe
 from cotenant.domain.requests import RequestRules
@@ -22,6 +23,9 @@ from cotenant.services.model import DeviceNames, GpuCount, OnFailure, ServiceRol
 
 Text = Annotated[str, scalars.text]
 PathText = Annotated[str, scalars.path]
+Url = Annotated[str, scalars.web_address]
+Variable = Annotated[str, scalars.variable_name]
+Adapters = Annotated[tuple[Adapter, ...], companions.adapters]
 Switch = Annotated[bool, scalars.switch]
 Timeout = Annotated[float, scalars.duration(least=0.001)]
 Mib = Annotated[int, scalars.whole(0, MAX_MIB)]
@@ -218,9 +222,7 @@ class Model(RecipeSection, RulesSection, section_of(settings_of(ModelEntry))):  
     )
     name: Annotated[str, scalars.name] | None = optional("name that clients use; default: the file's name")
     engine: Annotated[EngineKind, scalars.member(EngineKind)] | None = optional("kind of engine that runs it")
-    command: Command | None = optional(
-        "command of its server, with {port} and others; for vllm, that of vllm"
-    )
+    command: Command | None = optional("its server's command, with {port} and others; for vllm, vllm's")
     llama_server: PathText | None = optional(
         "the llama-server that runs it; default: --llama-server, else the best of this machine"
     )
@@ -232,20 +234,18 @@ class Model(RecipeSection, RulesSection, section_of(settings_of(ModelEntry))):  
     sleep: Annotated[int, scalars.whole(0, 2)] | None = optional(
         "sleep level that vllm uses in place of stopping; 0: never"
     )
-    address: Annotated[str, scalars.web_address] | None = optional(
-        "URL where an ollama or remote model is served"
-    )
+    address: Url | None = optional("URL where an ollama or remote model is served")
     model: Text | None = optional("its name there: Ollama's tag, a remote model's id")
     api_key: Annotated[str, scalars.api_key] | None = optional("API key for it")
-    api_key_env: Annotated[str, scalars.variable_name] | None = optional(
-        "environment variable that contains the key"
-    )
+    api_key_env: Variable | None = optional("environment variable that contains the key")
     kind: Annotated[ModelKind, scalars.member(ModelKind)] | None = optional(
         "purpose of the model, if no file states it"
     )
     mmproj: Annotated[str, scalars.projector] | None = optional(
         "its vision projector; default: the one in its folder; none: none"
     )
+    lora: Adapters | None = optional("LoRA adapters, each a path or {path: FILE, scale: 1.0}")
+    control_vectors: Adapters | None = optional("control vectors, as `lora`; they hold for all requests")
     draft: PathText | None = optional("a smaller GGUF of the same vocabulary, which guesses tokens for it")
     image: Text | None = optional("container image of its engine; for apptainer, a .sif file")
     launcher: Annotated[LauncherKind, scalars.member(LauncherKind)] | None = optional(
@@ -286,8 +286,8 @@ class ServiceItem(Section):
     gpu_count: Annotated[GpuCount, scalars.gpu_count] | None = optional(
         "how many GPUs a strategy gives it, or all; default: 1"
     )
-    budget_env: Annotated[str, scalars.variable_name] | None = optional(
-        "environment variable with its VRAM budget in GB", "vram_budget_env"
+    budget_env: Variable | None = optional(
+        "environment variable for its VRAM budget in GB", "vram_budget_env"
     )
     health_url: Annotated[str, scalars.health] | None = optional(
         "URL that answers when it is healthy, or its port", "health"
@@ -327,9 +327,7 @@ class Services(Section):
 class Ollama(Section):
     """An Ollama daemon: all its models are served."""
 
-    address: Annotated[str, scalars.web_address] | None = optional(
-        "URL where it listens; default: http://127.0.0.1:11434"
-    )
+    address: Url | None = optional("URL where it listens; default: http://127.0.0.1:11434")
     gpus: Annotated[tuple[str, ...], scalars.words(everything="auto")] | None = optional(
         "the GPUs that it uses: auto, or a list"
     )

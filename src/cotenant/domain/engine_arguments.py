@@ -74,6 +74,8 @@ _REFUSED: Final[Mapping[EngineKind, Sequence[tuple[tuple[str, str], str]]]] = {
                 "draft": "--model-draft -md --spec-draft-model --spec-draft-hf --hf-repo-draft -hfd -hfrd "
                 "--gpu-layers-draft --n-gpu-layers-draft -ngld --spec-draft-ngl --device-draft -devd "
                 "--spec-draft-device --mtp --dflash --eagle3",
+                "lora": "--lora --lora-scaled --lora-adapters --lora-init-without-apply",
+                "control_vectors": "--control-vector --control-vector-scaled --control-vector-layer-range",
                 "mmproj": "--mmproj -mm --mmproj-url -mmu --mmproj-auto --no-mmproj --no-mmproj-auto "
                 "--mmproj-offload --no-mmproj-offload --mmproj-device -mmdev",
             }.items()

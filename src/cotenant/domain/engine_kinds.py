@@ -99,7 +99,7 @@ ENGINE_TRAITS: Final[Mapping[EngineKind, EngineTraits]] = {
     EngineKind.LLAMA_CPP: EngineTraits(
         PlanMethod.PER_LAYER,
         ModelFormat.GGUF,
-        keys=_PROCESS | {"mmproj", "llama_server", "draft"},
+        keys=_PROCESS | {"mmproj", "llama_server", "draft", "lora", "control_vectors"},
         needs="path",
         whole_recipe=True,
         tokenizes=True,

@@ -186,18 +186,30 @@ NO_OPTIONS = EngineOptions()
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter or a control vector: its file, and how much of it is added to the model."""
+
+    path: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Companions:
     """What an engine loads besides a model and its projector, as absolute paths.
 
     `draft` is a smaller model of the same vocabulary: it guesses tokens that the model then verifies.
+    `adapters` are known to the engine by their places. Their scales hold for requests that name none.
     """
 
     draft: str | None = None
+    adapters: tuple[Adapter, ...] = ()
+    control_vectors: tuple[Adapter, ...] = ()
 
     def files(self) -> Iterator[str]:
         """Yield the paths of all files."""
         if self.draft is not None:
             yield self.draft
+        yield from (each.path for each in (*self.adapters, *self.control_vectors))
 
 
 ALONE: Final = Companions()

@@ -263,6 +263,7 @@ class ModelShape:
     `input_bytes` (the token embedding) stays in host RAM; `output_bytes` (output norm and matrix; for a tied
     model a second copy of the embedding) goes to the device of the last layer; `shared_bytes` (rope factors)
     goes to every device used. `n_ff_expert` and `n_expert_used` describe a mixture of experts.
+    `adapter_elements` is what adapters add to a block's intermediate tensors, for each token at a time.
     `kv_exact` says that the formula for the KV cache is known to be exact for this architecture;
     `compute_known` says the same of the compute buffer. `notes` are sentences about what is not known.
     """
@@ -286,6 +287,7 @@ class ModelShape:
     n_expert: int = 0
     n_expert_used: int = 0
     n_ff_expert: int = 0
+    adapter_elements: int = 0
     chat_template: bool = False
     causal: bool = True
     projector: Projector | None = None

@@ -13,15 +13,17 @@ from typing import Any
 import pytest
 
 from cotenant.analysis.footprint import Costs
-from cotenant.domain.engines import Companions
-from cotenant.domain.errors import EngineLoadFailed
+from cotenant.analysis.shape import adapter_sizes
+from cotenant.domain.engines import Adapter, Companions
+from cotenant.domain.errors import EngineLoadFailed, EngineMissing
 from cotenant.domain.models import FlashAttention, ModelKind
 from cotenant.domain.units import MIB
 from cotenant.engines.llama_cpp.engine import LlamaEngine, LlamaHost
 from cotenant.interfaces import EngineOrder
-from cotenant.model_files import load_model
+from cotenant.model_files import load_model, open_header
 from tests.engines.contract import inputs
 from tests.support.engines.orders import host_order
+from tests.support.models.adapters import build_tiny_control_vector, build_tiny_lora
 from tests.support.models.gguf_models import build_tiny_embedder, build_tiny_llama
 from tests.support.models.known_model import KNOWN_PROMPT, KNOWN_TEXT, known_model, real_server
 from tests.support.models.vision import build_tiny_projector
@@ -111,6 +113,57 @@ def test_a_draft_takes_what_is_planned_and_changes_no_answer(
     assert found.kv == planned.kv == 2 * alone.devices[-1].parts.kv
     assert abs(found.weights - planned.weights) < MIB
     assert found.compute <= 1.2 * planned.compute
+
+
+def test_adapters_take_what_is_planned_and_a_request_chooses_among_them(
+    tmp_path: Path, configured: Path | None, tiny: Path
+) -> None:
+    first, second = (build_tiny_lora(tmp_path / f"{seed}.gguf", seed=seed) for seed in (1, 2))
+
+    async def scenario(engine: LlamaEngine) -> Any:
+        async def text(**more: object) -> str:
+            asked = {"prompt": "Once upon", "max_tokens": 16, "temperature": 0, **more}
+            answer = await asyncio.to_thread(post, engine, "/v1/completions", **asked)
+            return str(answer["choices"][0]["text"])
+
+        scales = ([1, 0], [0, 1], [0, 0])
+        # Later, llama.cpp would continue what other adapters have computed of the prompt.
+        by_default = await text()
+        named = [await text(lora=[{"id": i, "scale": s} for i, s in enumerate(each)]) for each in scales]
+        return engine.report(), named, by_default
+
+    order = host_order(tiny)
+    adapters = Adapter(str(first), 1.0), Adapter(str(second), 0.0)
+    adapted = replace(order, companions=Companions(adapters=adapters))
+    plain, (_, _, without), _ = run(tmp_path, configured, order, scenario)
+    report, texts, by_default = run(tmp_path, configured, adapted, scenario)
+    assert len({*texts}) == 3
+    assert (texts[0], texts[2]) == (by_default, without)
+    shape = load_model(tiny)
+    for path in (first, second):
+        shape = adapter_sizes(open_header(path)).on(shape)
+    begin = shape.n_layers + 1
+    planned = Costs(shape, order.placement.recipe, begin=begin).all_on_host()
+    alone = Costs(load_model(tiny), order.placement.recipe, begin=begin).all_on_host()
+    taken = report.devices[-1].parts.weights - plain.devices[-1].parts.weights
+    assert abs(taken - (planned.weights - alone.weights)) < 0.02 * MIB
+    grown = report.devices[-1].parts.compute - plain.devices[-1].parts.compute
+    assert 0 <= grown <= planned.compute - alone.compute
+
+
+def test_a_control_vector_changes_the_answers(tmp_path: Path, tiny: Path) -> None:
+    vector = Adapter(str(build_tiny_control_vector(tmp_path / "cv.gguf")), 2.0)
+    steered = replace(host_order(tiny), companions=Companions(control_vectors=(vector,)))
+
+    async def scenario(engine: LlamaEngine) -> Any:
+        asked = {"prompt": "Once upon", "max_tokens": 16, "temperature": 0}
+        return await asyncio.to_thread(post, engine, "/completion", **asked)
+
+    with pytest.raises(EngineMissing, match="the embedded engine has no control vectors"):
+        run(tmp_path, None, steered, scenario)
+    server = real_server()
+    plain, changed = (run(tmp_path, server, order, scenario) for order in (host_order(tiny), steered))
+    assert plain["content"] != changed["content"]
 
 
 def test_the_working_memory_of_a_projector_is_within_its_plan(

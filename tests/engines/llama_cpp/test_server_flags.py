@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cotenant.domain.engines import Adapter
 from cotenant.domain.errors import EngineMissing
 from cotenant.domain.models import FlashAttention
 from cotenant.engines.llama_cpp.arguments import LlamaArguments, arguments_for
@@ -147,6 +148,18 @@ def test_a_draft_is_told_in_the_words_of_each_build() -> None:
     assert value(of(older, replace(host_arguments(), draft_path="d.gguf")), "--gpu-layers-draft") == "0"
     with pytest.raises(EngineMissing, match="does not know --spec-draft-model"):
         of(NEW, arguments)
+
+
+def test_adapters_and_control_vectors_are_told_with_their_scales() -> None:
+    lora, vectors = (Adapter("/m/a.gguf", 0.5), Adapter("/m/b.gguf", 0)), (Adapter("/m/c.gguf", 2),)
+    arguments = replace(host_arguments(), adapters=lora, control_vectors=vectors)
+    argv = of(NEW + "--lora-scaled FNAME:SCALE,...\n--control-vector-scaled FNAME:SCALE,...\n", arguments)
+    assert value(argv, "--lora-scaled") == "/m/a.gguf:0.5,/m/b.gguf:0"
+    assert value(argv, "--control-vector-scaled") == "/m/c.gguf:2"
+    words = " ".join(of(NEW + "--lora-scaled FNAME SCALE\n--control-vector-scaled FNAME SCALE\n", arguments))
+    assert "--lora-scaled /m/a.gguf 0.5 --lora-scaled /m/b.gguf 0" in words
+    assert "--control-vector-scaled /m/c.gguf 2" in words
+    assert not any("lora" in word or "control" in word for word in of(NEW, host_arguments()))
 
 
 def test_a_reranker_needs_a_server_that_can_rank() -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cotenant.domain.devices import DeviceKind
+from cotenant.domain.engines import Adapter
 from cotenant.domain.errors import BadRecipe
 from cotenant.domain.models import ModelKind, Recipe, SplitMode, check_recipe
 from cotenant.domain.placements import MAX_DEVICES, Share
@@ -56,6 +57,8 @@ class LlamaArguments:
     projector_path: str | None = None
     draft_path: str | None = None
     draft_device: str = ""
+    adapters: tuple[Adapter, ...] = ()
+    control_vectors: tuple[Adapter, ...] = ()
     host: str = LOOPBACK
     prompt_cache_mib: int = PROMPT_CACHE_MIB
     verbosity: int = BUFFER_LINES
@@ -100,6 +103,8 @@ def arguments_for(order: EngineOrder, facts: HostFacts, port: int) -> LlamaArgum
         rerank=order.kind is ModelKind.RERANK,
         projector_path=None if order.projector_path is None else str(order.projector_path),
         draft_path=order.companions.draft,
+        adapters=order.companions.adapters,
+        control_vectors=order.companions.control_vectors,
         extra=tuple(order.args),
     )
 

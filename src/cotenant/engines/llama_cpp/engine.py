@@ -16,7 +16,7 @@ from typing import Final
 
 from cotenant.domain.devices import Device
 from cotenant.domain.engines import EngineBuild, EngineForm, EngineReport
-from cotenant.domain.errors import EngineLacksDevice
+from cotenant.domain.errors import EngineLacksDevice, EngineMissing
 from cotenant.domain.exit_causes import Diagnosis
 from cotenant.domain.units import MIB
 from cotenant.domain.vendors import Vendor
@@ -50,6 +50,11 @@ def llama_plan(build: EngineBuild, order: EngineOrder, arguments: LlamaArguments
     devices = visible_devices(order)
     if arguments.draft_path is not None and arguments.n_gpu_layers and len(devices) > 1:
         arguments = replace(arguments, draft_device=_first_device(build, devices[0]))
+    if embedded and arguments.control_vectors:
+        raise EngineMissing(
+            "the embedded engine has no control vectors",
+            hint="Give a llama-server: `llama_server:` or --llama-server.",
+        )
     if embedded:
         worker = ("-P", "-m", "cotenant.engines.llama_cpp.worker", str(os.getpid()))
         words = [*worker, json.dumps(asdict(arguments))]

@@ -20,11 +20,16 @@ _OPTION: Final = re.compile(rf"^((?:{_FLAG.pattern},?[^\S\n]+)*{_FLAG.pattern})(
 
 @dataclass(frozen=True, slots=True)
 class ServerFlags:
-    """The options that one binary knows. `valued` are those that take a value."""
+    """The options that one binary knows. `valued` are those that take a value.
+
+    With `lists_scales`, files and their scales are one value, `FILE:SCALE,…`; otherwise each file is an
+    option with two values.
+    """
 
     known: frozenset[str]
     valued: frozenset[str]
     names_log_levels: bool
+    lists_scales: bool = False
 
     @classmethod
     def parse(cls, help_text: str) -> ServerFlags:
@@ -34,6 +39,7 @@ class ServerFlags:
             known=frozenset(name for names, _ in options for name in names),
             valued=frozenset(name for names, value in options if value for name in names),
             names_log_levels="4: trace" in help_text,
+            lists_scales="FNAME:SCALE" in help_text,
         )
 
     def first(self, *names: str) -> str | None:
@@ -151,6 +157,14 @@ def _memory(arguments: LlamaArguments, flags: ServerFlags) -> Iterator[str]:
         yield from flags.required(("--mmproj", "-mm"), arguments.projector_path)
     if arguments.draft_path is not None:
         yield from _draft(arguments, flags)
+    for name, files in (
+        ("--lora-scaled", arguments.adapters),
+        ("--control-vector-scaled", arguments.control_vectors),
+    ):
+        if files and flags.lists_scales:
+            yield from flags.required((name,), ",".join(f"{each.path}:{each.scale:g}" for each in files))
+        for each in () if flags.lists_scales else files:
+            yield from flags.required((name,), each.path, f"{each.scale:g}")
 
 
 def _draft(arguments: LlamaArguments, flags: ServerFlags) -> Iterator[str]:

@@ -94,6 +94,9 @@ def _fill(xlc: Any, params: Any, arguments: dict[str, Any]) -> None:
     if arguments["projector_path"] is not None:
         params.mmproj.path = arguments["projector_path"]
     _place(xlc, params, arguments)
+    params.lora_adapters = [
+        xlc.CommonAdapterLoraInfo(each["path"], each["scale"]) for each in arguments["adapters"]
+    ]
     if arguments["draft_path"] is not None:
         draft = params.speculative.draft
         draft.mparams.path = arguments["draft_path"]

@@ -60,6 +60,8 @@ def _model(found: PlanAnswer) -> Iterator[str]:
         yield from ("--mmproj", str(found.projector_path or "none"))
     if found.companions.draft is not None:
         yield from ("--draft", found.companions.draft)
+    for adapter in found.companions.adapters:
+        yield from ("--lora", f"{adapter.path}:{adapter.scale:g}")
 
 
 def _rules(found: PlanAnswer) -> Iterator[str]:
