@@ -13,6 +13,7 @@ from cotenant.domain.decisions import (
     DeviceStatus,
     LeaseStatus,
     ModelStatus,
+    SlotStatus,
     WaitEstimate,
     WarmStatus,
 )
@@ -224,6 +225,9 @@ class Operator(Protocol):
 
     def warm(self) -> WarmStatus | None:
         """The model files that are kept in host RAM; None if none are to be."""
+
+    def saved_slots(self) -> SlotStatus | None:
+        """The saved slots of unloaded models; None if none are to be saved."""
 
     def decision_times(self) -> Mapping[str, Histogram]:
         """The seconds that decisions took, by the event that each was about."""

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from cotenant.cli.client import Daemon, add_daemon_options
 from cotenant.cli.table import Column, print_result, table_lines
-from cotenant.domain.units import format_bytes, format_duration
+from cotenant.domain.units import format_bytes, format_count, format_duration
 
 Model = Mapping[str, Any]
 """A model as the daemon's API describes it."""
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     daemon = Daemon(args)
     shown = {**daemon.get("/api/models"), **daemon.get("/api/devices")}
     tenants = [*shown["models"], *shown["leases"]]
-    text = lines(tenants, shown["devices"], shown["warm"], shown["fragmentation"])
+    text = lines(tenants, shown["devices"], shown["warm"], shown["fragmentation"], shown.get("saved_slots"))
     return print_result(args, shown, text)
 
 
@@ -35,8 +35,9 @@ def lines(
     devices: Sequence[Mapping[str, Any]],
     warm: Mapping[str, Any] | None = None,
     fragmentation: Mapping[str, Any] | None = None,
+    saved_slots: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
-    """Render models and leases as columns, what of their files is in RAM, and a bar for each device."""
+    """Render models and leases as columns, what is kept in RAM, and a bar for each device."""
     names = {device["uuid"]: device_index(device) for device in devices}
     yield from table_lines(_columns(names), [engine for model in models for engine in _engines(model)])
     if not models:
@@ -46,6 +47,9 @@ def lines(
             yield f"{model['name']} is loading: {_progress(model['load'])}"
     if warm is not None:
         yield _warm(warm)
+    if saved_slots is not None and saved_slots["kept"]:
+        slots = format_count(saved_slots["kept"], "conversation")
+        yield f"KV caches kept of unloaded models: {format_bytes(saved_slots['kept_bytes'])} of {slots}"
     yield ""
     label_width = max((len(device_label(device)) for device in devices), default=0)
     yield from (_device(each, label_width, stranded_bytes(fragmentation, each["uuid"])) for each in devices)

@@ -170,8 +170,9 @@ class Daemon:
         )
         self._cards.listeners += [self._alerts.measured, recorder.measured, self._engines.footprints.measured]
         self._cards.listeners.append(lambda _: self._mover.republish())
-        if self._slots is not None and configuration.warm_kv_dir is None:
-            self._cards.listeners.append(SlotKeeper(self._slots, view).measured)
+        if self._slots is not None:
+            keeper = SlotKeeper(self._slots, view, loop, in_ram=configuration.warm_kv_dir is None)
+            self._cards.listeners.append(keeper.measured)
         self._sharing.listeners.append(self._cards.republish)
         active.listeners += [self._mover.republish, self._cards.republish]
         self._adviser = AdviceProcess(active.planned, lambda: self._cards.last, past, options.use_fit_params)

@@ -160,6 +160,21 @@ class WarmStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class SlotStatus:
+    """The saved slots of unloaded models: how many, and their bytes, at most `limit_bytes`.
+
+    The others count since the start: slots saved and restored, and the tokens that were not computed again.
+    """
+
+    limit_bytes: int = 0
+    kept: int = 0
+    kept_bytes: int = 0
+    saved_total: int = 0
+    restored_total: int = 0
+    restored_tokens_total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceStatus(Sensors):
     """How a device's memory is shared, in bytes: our claims, what others hold, what is left to plan.
 

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,12 +62,13 @@ async def test_slots_go_when_host_ram_is_short_or_wanted(
     tmp_path: Path, facts: dict[str, Any], left: int
 ) -> None:
     store, view = SlotStore.open(tmp_path, 100), View()
-    keeper = SlotKeeper(store, view)  # type: ignore[arg-type]
+    loop = SimpleNamespace(saved_slots=None)
+    keeper = SlotKeeper(store, view, loop, in_ram=True)  # type: ignore[arg-type]
     filled(store)
     for name, value in facts.items():
         setattr(view, name, value)
     keeper.measured(None)
-    assert len(store.slots) == left
+    assert len(store.slots) == loop.saved_slots.kept == left
     await until(lambda: len([*store.folder.rglob("*.slot")]) == left)
     store.close()
 

@@ -6,7 +6,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cotenant.domain.advisors import AdvisorStatus, QuestionOutcome
-from cotenant.domain.decisions import Decision, DecisionKind, LoadProgress, ModelStatus, WarmStatus
+from cotenant.domain.decisions import (
+    Decision,
+    DecisionKind,
+    LoadProgress,
+    ModelStatus,
+    SlotStatus,
+    WarmStatus,
+)
 from cotenant.domain.fragmentation import DeviceFragmentation, Fragmentation, SizedModel
 from cotenant.domain.histograms import Histogram
 from cotenant.domain.residencies import UnloadReason
@@ -108,6 +115,19 @@ async def test_what_is_kept_in_ram_is_told_by_model_and_in_all():
     assert told[of_llama("cotenant_model_warm_bytes", gpu="")] == 3 * GIB
     assert (told["cotenant_warm_budget_bytes",], told["cotenant_warm_bytes",]) == (8 * GIB, 3 * GIB)
     assert len([key for key in told if key[0] == "cotenant_model_warm_bytes"]) == 1
+
+
+async def test_saved_slots_and_what_came_of_them_are_told():
+    operator = PlainOperator()
+    async with serving(SlotRouter(None), operator) as port:
+        assert ("cotenant_saved_slots_bytes",) not in await scrape(port)
+        operator.slots = SlotStatus(100, 2, 30, 7, 5, 9000)
+        told = await scrape(port)
+        listed = (await fetch(port, "GET", "/api/models")).json()["saved_slots"]
+    assert (told["cotenant_saved_slots_limit_bytes",], told["cotenant_saved_slots_bytes",]) == (100, 30)
+    totals = ("cotenant_slots_saved_total", "cotenant_slots_restored_total", "cotenant_restored_tokens_total")
+    assert [told[name,] for name in totals] == [7, 5, 9000]
+    assert (listed["kept"], listed["kept_bytes"]) == (2, 30)
 
 
 async def test_a_load_under_way_tells_how_far_it_is_and_no_other_does():

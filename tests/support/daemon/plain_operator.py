@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, WarmStatus
+from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, SlotStatus, WarmStatus
 from cotenant.domain.errors import CotenantError, UnknownModel
 from cotenant.domain.fragmentation import Defragmentation, Fragmentation
 from cotenant.domain.histograms import Histogram
@@ -34,6 +34,7 @@ class PlainOperator:
         self.fragmented = Fragmentation()
         self.proposed = Defragmentation(None, True)
         self.kept: WarmStatus | None = None
+        self.slots: SlotStatus | None = None
         self.times: dict[str, Histogram] = {}
         self.told: list[Decision] = []
         self.logs: dict[str, Path] = {}
@@ -78,6 +79,9 @@ class PlainOperator:
 
     def warm(self) -> WarmStatus | None:
         return self.kept
+
+    def saved_slots(self) -> SlotStatus | None:
+        return self.slots
 
     def why(self, name: str) -> Sequence[Decision]:
         self._check(name)

@@ -14,7 +14,7 @@ from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.decision_feed import DecisionFeed
 from cotenant.daemon.core.effects import Effects
 from cotenant.daemon.core.fleet import Fleet, Guest
-from cotenant.domain.decisions import WarmStatus
+from cotenant.domain.decisions import SlotStatus, WarmStatus
 from cotenant.domain.devices import DeviceId, Reading
 from cotenant.domain.errors import (
     CotenantError,
@@ -91,6 +91,7 @@ class Loop:
         self.readings: dict[DeviceId, Reading] = {}
         self._read_of: dict[str | None, tuple[DeviceId, ...]] = {}
         self.warm: WarmStatus | None = None
+        self.saved_slots: SlotStatus | None = None
         self.decision_times: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(_BOUNDS_S))
         self._on_violation = on_violation
         self._waiting: dict[TicketId, asyncio.Future[Lease]] = {}

@@ -9,7 +9,7 @@ from typing import Any
 from cotenant.daemon.core.fragmentation import FragmentationMeter
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.status import device_statuses, model_status
-from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, WarmStatus
+from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, SlotStatus, WarmStatus
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.errors import CannotMove, DoesNotFit, EngineLoadFailed
 from cotenant.domain.fragmentation import Defragmentation, DefragmentMode, Fragmentation
@@ -94,6 +94,10 @@ class FleetOperator:
     def warm(self) -> WarmStatus | None:
         """Return what model files are kept in host RAM; None if none are to be."""
         return self._loop.warm
+
+    def saved_slots(self) -> SlotStatus | None:
+        """Return the saved slots of unloaded models; None if none are to be saved."""
+        return self._loop.saved_slots
 
     def decision_times(self) -> Mapping[str, Histogram]:
         """Return the seconds that decisions took, by event."""

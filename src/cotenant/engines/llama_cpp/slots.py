@@ -65,6 +65,7 @@ class EngineSlots:
                     restored.append(slot)
         finally:
             await asyncio.to_thread(erase, [slot.path for slot in taken])
+        self.store.restored(restored)
         if taken:
             took_s = loop.time() - began_at
             spared_s = sum(slot.prefill_s for slot in restored)

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from cotenant.domain.decisions import SlotStatus
+
 _MOUNTS: Final = Path("/proc/mounts")
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108  a folder of its own is made in it
 _PREFIX: Final = "cotenant-slots-"
@@ -67,6 +69,9 @@ class SlotStore:
     slots: dict[Path, SavedSlot] = field(default_factory=dict)
     seconds_per_token: dict[str, float] = field(default_factory=dict)
     bytes_per_s: float = _BYTES_PER_S
+    saved_total: int = 0
+    restored_total: int = 0
+    restored_tokens_total: int = 0
     _number: int = 0
     _lock: int | None = None
 
@@ -107,7 +112,25 @@ class SlotStore:
 
     def add(self, key: str, path: Path, tokens: int, size: int, prefill_s: float) -> None:
         """Keep a slot that was saved."""
+        self.saved_total += 1
         self.slots[path] = SavedSlot(key, path, tokens, size, prefill_s, int(path.stem))
+
+    def restored(self, slots: Iterable[SavedSlot]) -> None:
+        """Count slots that were restored."""
+        for slot in slots:
+            self.restored_total += 1
+            self.restored_tokens_total += slot.tokens
+
+    def status(self) -> SlotStatus:
+        """Return what is saved, and what came of it."""
+        return SlotStatus(
+            self.most_bytes,
+            len(self.slots),
+            self.used_bytes,
+            self.saved_total,
+            self.restored_total,
+            self.restored_tokens_total,
+        )
 
     def take(self, key: str, most: int) -> Sequence[SavedSlot]:
         """Take out the slots of a key that were saved last, `most` at most."""

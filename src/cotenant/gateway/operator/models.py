@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from cotenant.asgi import JSON_TYPE, TEXT_TYPE, encode_json, send_body, send_json, send_stream
 from cotenant.domain import errors
-from cotenant.domain.decisions import LeaseStatus, ModelStatus, WarmStatus
+from cotenant.domain.decisions import LeaseStatus, ModelStatus, SlotStatus, WarmStatus
 from cotenant.domain.errors import BadSetting, CotenantError, UnknownModel, UnknownRoute
 from cotenant.domain.fragmentation import Defragmentation
 from cotenant.domain.keys import KeyScope
@@ -86,7 +86,7 @@ class ModelRoutes:
     )
     async def _list(self, request: ApiRequest) -> None:
         operator, leases = self._operator, [*self._lessor.leases()]
-        now = self._router.models(), operator.statuses(), operator.warm(), leases
+        now = self._router.models(), operator.statuses(), operator.warm(), operator.saved_slots(), leases
         # Of thousands of models this takes long, and nothing of it can change meanwhile.
         body = await asyncio.to_thread(_listed, *now)
         await send_body(request.send, 200, body, JSON_TYPE)
@@ -249,11 +249,12 @@ def _listed(
     models: Sequence[ServedModel],
     statuses: Sequence[ModelStatus],
     warm: WarmStatus | None,
+    saved_slots: SlotStatus | None,
     leases: Sequence[LeaseStatus],
 ) -> bytes:
     known = {status.name: status for status in statuses}
     found = [_described(model, known.get(model.name)) for model in models]
-    return encode_json({"models": found, "leases": leases, "warm": warm})
+    return encode_json({"models": found, "leases": leases, "warm": warm, "saved_slots": saved_slots})
 
 
 def _described(model: ServedModel, status: ModelStatus | None) -> dict[str, Any]:

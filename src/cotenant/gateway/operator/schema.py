@@ -11,7 +11,14 @@ from typing import Any, Final, Literal, get_type_hints
 from pydantic import BaseModel, create_model
 
 from cotenant.domain.alerts import AlertKind
-from cotenant.domain.decisions import DecisionKind, DeviceStatus, LeaseStatus, ModelStatus, WarmStatus
+from cotenant.domain.decisions import (
+    DecisionKind,
+    DeviceStatus,
+    LeaseStatus,
+    ModelStatus,
+    SlotStatus,
+    WarmStatus,
+)
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import Companions
 from cotenant.domain.fragmentation import Defragmentation, Fragmentation
@@ -209,8 +216,12 @@ ModelResponse: Final = _with_status(ServedResponse)
 
 
 class ModelsResponse(BaseModel):
-    """All models, all leases of memory, and the model files in host RAM: `warm` is null if none are to be."""
+    """All models, all leases of memory, and what is kept in host RAM: null if nothing is to be.
+
+    `warm` are model files, `saved_slots` the KV caches of unloaded models.
+    """
 
     models: list[ModelResponse]  # type: ignore[valid-type]
     leases: list[LeaseStatus]
     warm: WarmStatus | None
+    saved_slots: SlotStatus | None

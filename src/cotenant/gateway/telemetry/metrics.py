@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from cotenant.domain.advisors import AdvisorStatus, QuestionOutcome
 from cotenant.domain.alerts import Alert, AlertKind
-from cotenant.domain.decisions import DeviceStatus, LeaseStatus, ModelStatus, WarmStatus
+from cotenant.domain.decisions import DeviceStatus, LeaseStatus, ModelStatus, SlotStatus, WarmStatus
 from cotenant.domain.engine_kinds import DEFAULT_KIND
 from cotenant.domain.fragmentation import Fragmentation
 from cotenant.domain.histograms import Histogram
@@ -99,6 +99,7 @@ class Metrics:
             _of_devices(devices),
             _of_fragmentation(fragmentation, devices),
             _of_warm(self._operator.warm()),
+            _of_slots(self._operator.saved_slots()),
             _of_requests([*self._request_counters.all()], runtimes),
             _of_keys([*self._usages.items()]),
             _of_decisions([*self._operator.decision_times().items()]),
@@ -233,6 +234,21 @@ def _of_warm(status: WarmStatus | None) -> Iterator[Metric]:
         budget.add_metric((), status.budget_bytes)
         kept.add_metric((), status.kept_bytes)
     yield from (budget, kept)
+
+
+def _of_slots(status: SlotStatus | None) -> Iterator[Metric]:
+    limit = _gauge("cotenant_saved_slots_limit_bytes", "Bytes that saved slots may have at most", ())
+    size = _gauge("cotenant_saved_slots_bytes", "Bytes of the saved slots of unloaded models", ())
+    saved = CounterMetricFamily("cotenant_slots_saved", "Slots that were saved before an unload")
+    restored = CounterMetricFamily("cotenant_slots_restored", "Slots that were restored after a load")
+    tokens = CounterMetricFamily("cotenant_restored_tokens", "Tokens of prompts that restored slots had")
+    if status is not None:
+        limit.add_metric((), status.limit_bytes)
+        size.add_metric((), status.kept_bytes)
+        saved.add_metric((), status.saved_total)
+        restored.add_metric((), status.restored_total)
+        tokens.add_metric((), status.restored_tokens_total)
+    yield from (limit, size, saved, restored, tokens)
 
 
 def _of_requests(
