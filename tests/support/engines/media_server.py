@@ -51,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self._body()
         kind = self.headers.get("Content-Type", "")
-        fields = _form(kind, body) if kind.startswith("multipart/") else json.loads(body)
+        fields = form(kind, body) if kind.startswith("multipart/") else json.loads(body)
         if fields.get("model") not in ("own", b"own"):
             error = {"message": f"unknown model {fields.get('model')!r}", "type": "invalid_request_error"}
             self._send(json.dumps({"error": error}).encode(), status=400)
@@ -107,7 +107,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-def _form(kind: str, body: bytes) -> dict[str, bytes]:
+def form(kind: str, body: bytes) -> dict[str, bytes]:
     """Read form data with Python's own parser of MIME."""
     whole: Message = BytesParser().parsebytes(b"Content-Type: " + kind.encode() + b"\r\n\r\n" + body)
     fields: dict[str, bytes] = {}
