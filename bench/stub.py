@@ -47,9 +47,8 @@ class Stub(asyncio.Protocol):
         head_end = buffer.find(b"\r\n\r\n")
         if head_end >= 0:
             head = buffer[:head_end].lower()
-            at = head.index(b"content-length:") + 15
-            line_end = head.find(b"\r\n", at)
-            length = int(head[at : line_end if line_end >= 0 else head_end])
+            _, found, rest = head.partition(b"content-length:")
+            length = int(rest.partition(b"\r\n")[0]) if found else 0
             if len(buffer) >= head_end + 4 + length:
                 self._buffer = b""
                 self._answer(buffer[head_end + 4 :])
