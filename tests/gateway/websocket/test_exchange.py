@@ -18,6 +18,7 @@ from cotenant.domain.keys import ApiKey, KeyScope, key_digest
 from cotenant.domain.models import ModelKind, Recipe
 from cotenant.domain.requests import ServedModel
 from tests.gateway.harness import SlotRouter, serving
+from tests.support.daemon.plain_gateway import plain_gateway
 from tests.support.waiting import until
 
 MODEL = ServedModel("m", ModelKind.ANY, created_at=1, recipe=Recipe(engine=EngineKind.COMMAND))
@@ -175,6 +176,24 @@ async def test_a_key_needs_the_scope_operate_and_reaches_no_engine():
             await client.send("x")
             await client.recv()
             assert "authorization" not in engine.open[0].request.headers
+
+
+@pytest.mark.slow
+async def test_it_ends_with_its_key():
+    own = ApiKey("ops", key_digest("o"), KeyScope.OPERATE)
+    engine = Engine()
+    async with serve(engine.talk, "127.0.0.1", 0) as server:
+        router = SlotRouter(Endpoint("127.0.0.1", server.sockets[0].getsockname()[1]), models=(MODEL,))
+        gateway = plain_gateway(router, api_keys=[own])
+        async with serving(router, gateway=gateway) as port:
+            url, headers = f"ws://127.0.0.1:{port}/upstream/m/", {"Authorization": "Bearer o"}
+            async with connect(url, additional_headers=headers) as client:
+                await client.send("x")
+                await client.recv()
+                gateway.set_api_keys([ApiKey("other", key_digest("p"), KeyScope.OPERATE)])
+                code, reason = await closed(client)
+                assert (code, bool(reason)) == (1008, True)
+            await until(lambda: not router.held)
 
 
 async def test_elsewhere_an_offer_is_ignored_as_before():
