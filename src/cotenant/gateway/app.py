@@ -15,6 +15,7 @@ from cotenant.domain import errors
 from cotenant.domain.alerts import AlertKind
 from cotenant.domain.errors import CotenantError, Forbidden, ShuttingDown, UnknownRoute
 from cotenant.domain.keys import ApiKey, KeyScope
+from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import WaitProgress
 from cotenant.gateway.access.access_control import SESSION, AccessControl, described
 from cotenant.gateway.access.cors import Cors, answer_preflight, is_preflight
@@ -44,7 +45,12 @@ from cotenant.gateway.operator.keys import KeyBook, KeyRoutes
 from cotenant.gateway.operator.leases import LeaseRoutes
 from cotenant.gateway.operator.models import NAME, ModelRoutes
 from cotenant.gateway.operator.moves import MoveRoutes
-from cotenant.gateway.operator.schema import HealthResponse, OpenAiModelResponse, OpenAiModelsResponse
+from cotenant.gateway.operator.schema import (
+    AudioModelsResponse,
+    HealthResponse,
+    OpenAiModelResponse,
+    OpenAiModelsResponse,
+)
 from cotenant.gateway.plans.routes import PlanRoutes
 from cotenant.gateway.services.routes import GpuConfigRoutes
 from cotenant.gateway.telemetry.history import History
@@ -330,6 +336,17 @@ class Gateway:
     async def _openai_models(self, request: ApiRequest) -> object:
         models = self._proxy.of(request.key).router.models()
         return {"object": "list", "data": [openai_model(*each) for each in with_variants(models)]}
+
+    @Route(
+        "GET /v1/audio/models",
+        "List the models that speak, as Open WebUI asks for them",
+        Reply(AudioModelsResponse, "models"),
+        scope=KeyScope.INFER,
+    )
+    async def _audio_models(self, request: ApiRequest) -> object:
+        models = self._proxy.of(request.key).router.models()
+        speaking = (model.name for model in models if model.kind is ModelKind.SPEECH)
+        return {"models": [{"id": name, "name": name} for name in speaking]}
 
     @Route(
         "GET /v1/models/{name}",

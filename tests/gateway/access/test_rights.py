@@ -26,6 +26,7 @@ OPEN = {
     ("post", "/api/session"),
     ("post", "/api/session/end"),
     ("get", "/v1/models"),
+    ("get", "/v1/audio/models"),
     ("get", "/v1/models/{name}"),
     ("get", "/openapi.json"),
 }

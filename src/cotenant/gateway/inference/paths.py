@@ -7,11 +7,11 @@ from cotenant.gateway.inference.dialects import TARGETS, ErrorForm, anthropic_er
 from cotenant.gateway.inference.upstream import UPSTREAM
 
 _V1: Final = "/v1"
+_ROUTERS: Final = ("/models/load", "/models/unload")
+"""What llama-server's router offers beside its `/v1`."""
 _ELSEWHERE: Final = {
     "/running": "GET /api/models lists the models with their states.",
     "/unload": "POST /api/models/{name}/unload unloads a model.",
-    "/models/load": "POST /api/models/{name}/load loads a model.",
-    "/models/unload": "POST /api/models/{name}/unload unloads a model.",
     "/logs": "GET /api/models/{name}/logs has an engine's log.",
     "/logs/stream": "GET /api/models/{name}/logs?follow=1 has an engine's log.",
     **dict.fromkeys(
@@ -31,10 +31,12 @@ def tidy(scope: Scope) -> None:
         path = scope["path"] = "/" + "/".join(filter(None, path.split("/")))
         scope["raw_path"] = b"/" + b"/".join(filter(None, raw.split(b"/")))
     rest = path.removeprefix(_V1)
+    is_order = scope["method"] == "POST" and rest in _ROUTERS
+    above = is_order or rest in TARGETS or rest == "/health" or rest.startswith((f"{_V1}/", "/api/"))
     if f"{_V1}{path}" in TARGETS or (path == "/models" and not is_browser(scope)):
         scope["path"] = f"{_V1}{path}"
         scope["raw_path"] = scope["path"].encode()
-    elif rest != path and (rest in TARGETS or rest == "/health" or rest.startswith((f"{_V1}/", "/api/"))):
+    elif rest != path and above:
         scope["path"] = rest
         scope["raw_path"] = (scope.get("raw_path") or path.encode()).removeprefix(_V1.encode())
 

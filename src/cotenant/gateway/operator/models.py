@@ -18,13 +18,21 @@ from cotenant.domain.errors import BadSetting, CotenantError, UnknownModel, Unkn
 from cotenant.domain.fragmentation import Defragmentation
 from cotenant.domain.keys import KeyScope
 from cotenant.domain.requests import ServedModel
+from cotenant.gateway.http.bodies import read_body
 from cotenant.gateway.http.limits import Timing
 from cotenant.gateway.http.model_list import admin_model, find_model, resolve, resolve_copy
 from cotenant.gateway.http.problems import BROKEN_CONFIGURATION, send_problem
 from cotenant.gateway.http.request import ApiRequest
-from cotenant.gateway.http.routes import Parameter, Reply, Route, integer
+from cotenant.gateway.http.routes import BODY_ERRORS, Body, Parameter, Reply, Route, integer
 from cotenant.gateway.operator.engine_logs import MAX_LINES, LogReader
-from cotenant.gateway.operator.schema import DevicesResponse, ModelResponse, ModelsResponse, ReloadResponse
+from cotenant.gateway.operator.schema import (
+    DevicesResponse,
+    ModelResponse,
+    ModelsResponse,
+    NamedModelRequest,
+    ReloadResponse,
+    SuccessResponse,
+)
 from cotenant.gateway.services.examples import GPUS
 from cotenant.gateway.services.schema import Gpus, gpus_response
 from cotenant.interfaces import Lessor, Operator, Router
@@ -149,6 +157,26 @@ class ModelRoutes:
     async def _unload(self, request: ApiRequest) -> object:
         return await self._order(request, self._operator.unload)
 
+    @Route(
+        "POST /models/load",
+        "Begin to load a model, as llama-server's router does",
+        Reply(SuccessResponse, "the model is being loaded"),
+        (*NO_SUCH_MODEL, *BODY_ERRORS),
+        body=Body(NamedModelRequest, required=True, examples={"a model": {"model": "llama3.2"}}),
+    )
+    async def _router_load(self, request: ApiRequest) -> object:
+        return await self._routers_order(request, self._operator.load)
+
+    @Route(
+        "POST /models/unload",
+        "Begin to unload a model, as llama-server's router does; Open WebUI asks for it",
+        Reply(SuccessResponse, "the model is unloaded once its requests are complete"),
+        (*NO_SUCH_MODEL, *BODY_ERRORS),
+        body=Body(NamedModelRequest, required=True, examples={"a model": {"model": "llama3.2"}}),
+    )
+    async def _router_unload(self, request: ApiRequest) -> object:
+        return await self._routers_order(request, self._operator.unload)
+
     @Route(f"POST {MODEL}/pin", "Pin a model: it is never evicted", _AFTER, NO_SUCH_MODEL, (NAME,))
     async def _pin(self, request: ApiRequest) -> object:
         return self._pinned(request, True)
@@ -220,7 +248,18 @@ class ModelRoutes:
         if request.switch("wait", True):
             await order(name)
             return self._model(name)
+        self._begin(order, name)
+        await send_json(request.send, 202, self._model(name))
+        return None
 
+    async def _routers_order(
+        self, request: ApiRequest, order: Callable[[str], Coroutine[Any, Any, None]]
+    ) -> object:
+        asked = read_body(NamedModelRequest, await request.body())
+        self._begin(order, resolve(asked.model, self._router))
+        return SuccessResponse()
+
+    def _begin(self, order: Callable[[str], Coroutine[Any, Any, None]], name: str) -> None:
         async def run() -> None:
             """Log a failure: the result is in the model's decisions."""
             try:
@@ -231,8 +270,6 @@ class ModelRoutes:
         task = asyncio.create_task(run())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-        await send_json(request.send, 202, self._model(name))
-        return None
 
     def _pinned(self, request: ApiRequest, pinned: bool) -> object:
         name = resolve(request.name, self._router)

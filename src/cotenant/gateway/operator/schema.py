@@ -1,4 +1,4 @@
-"""Response types for models, devices and decisions.
+"""Types of requests and responses for models, devices and decisions.
 
 The dataclasses are sent as they are. The pydantic models only describe responses that are made from the
 domain's values, for the OpenAPI document; a test compares responses with them.
@@ -6,9 +6,9 @@ domain's values, for the OpenAPI document; a test compares responses with them.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Final, Literal, get_type_hints
+from typing import Annotated, Any, Final, Literal, get_type_hints
 
-from pydantic import BaseModel, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from cotenant.domain.alerts import AlertKind
 from cotenant.domain.decisions import (
@@ -24,6 +24,7 @@ from cotenant.domain.engines import Companions
 from cotenant.domain.fragmentation import Defragmentation, Fragmentation
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ModelFile, RequestRules
+from cotenant.gateway.http.bodies import RequestModel
 from cotenant.gateway.plans.schema import RecipeResponse
 
 Bytes = dict[str, int | None]
@@ -171,6 +172,33 @@ class FindingsResponse(BaseModel):
 
     counts: dict[str, int]
     findings: list[FindingResponse]
+
+
+class NamedModelRequest(RequestModel):
+    """A model, by any of its names; whatever else clients send is left out."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True, defer_build=True)
+
+    model: Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class SuccessResponse(BaseModel):
+    """What llama-server's router answers."""
+
+    success: bool = True
+
+
+class AudioModel(BaseModel):
+    """A model that speaks."""
+
+    id: str
+    name: str
+
+
+class AudioModelsResponse(BaseModel):
+    """The models that speak, in the form that Open WebUI reads."""
+
+    models: list[AudioModel]
 
 
 class HealthResponse(BaseModel):
