@@ -24,8 +24,10 @@ from bench.rows import Row, print_table
 from cotenant import demo_model
 from cotenant.domain.launching import SlotCache
 from cotenant.domain.models import CacheType
+from cotenant.engines.llama_cpp import engine as llama_engine
 from cotenant.engines.llama_cpp import slots as llama_slots
 from cotenant.engines.llama_cpp.engine import LlamaEngine, LlamaHost
+from cotenant.engines.llama_cpp.host_facts import HostFacts
 from cotenant.engines.process.slot_store import SlotStore, memory_folder
 from cotenant.http.client import probe
 
@@ -138,8 +140,10 @@ async def _rounds(folder: Path, rounds: int, seed: int, recipe: Mapping[str, Any
 
     wrong = found = 0
     talks: list[list[Message]] = []
-    # Its prompts are computed sooner than any file is worth: here all are saved.
-    with patch.multiple(llama_slots, LEAST_PREFILL_S=0.0, _WORTH=0.0):
+    # Its prompts are computed sooner than any file is worth: here all are saved. Two engines that each take
+    # all cores would only wait for each other.
+    one_core = patch.object(llama_engine, "read_host_facts", lambda: HostFacts(cores=1, has_amx=False))
+    with one_core, patch.multiple(llama_slots, LEAST_PREFILL_S=0.0, _WORTH=0.0):
         steady, engine = await started(slot_cache=None), await started()
         for _ in range(rounds):
             talk = _next_talk(rng, talks)

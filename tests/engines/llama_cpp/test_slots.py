@@ -191,6 +191,9 @@ async def test_idle_slots_are_saved_the_last_used_first(tmp_path: Path) -> None:
     await save(server, saved_by(server, store))
     assert server.saved == [1, 0]
     assert {each.prefill_s for each in store.slots.values()} == {50.0}
+    # The last used is restored first.
+    first, second = store.take("k" * 32, 2)
+    assert first.number > second.number
 
 
 async def test_an_unload_does_not_wait_for_an_engine_that_never_saves(
@@ -217,3 +220,26 @@ async def test_what_is_computed_sooner_than_written_is_not_saved(
     server = Server([slot(0, 1, 500)])
     await save(server, saved_by(server, store, bytes_per_token=10_000))
     assert not server.saved
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_a_restored_slot_that_nobody_asked_for_is_kept_over_the_next_swap(tmp_path: Path) -> None:
+    bed = Bed(tmp_path, None, kv_unified=False)
+
+    async def main() -> None:
+        rng = random.Random(5)
+        talks = [[words(rng, 150)], [words(rng, 200)]]
+        engine = await bed.start()
+        for talk in talks:
+            await ask(engine, talk)
+        for _ in range(2):
+            await engine.stop(2)
+            assert len(bed.store.slots) == 2
+            engine = await bed.start()
+            # Only of the second.
+            assert (await ask(engine, talks[1]))[1] > 100
+        assert (await ask(engine, talks[0]))[1] > 100
+        await engine.stop(0)
+
+    asyncio.run(main())

@@ -8,7 +8,7 @@ import asyncio
 import json
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cotenant.domain.engines import Endpoint
@@ -44,6 +44,8 @@ class EngineSlots:
     cache: SlotCache
     n_slots: int
     name: str
+    _restored: dict[int, int] = field(default_factory=dict)
+    """The tokens of slots by number that were restored: the engine tells of a slot only once it was used."""
 
     async def restore(self, endpoint: Endpoint) -> None:
         """Give the engine the slots that were saved last, as far as there is time."""
@@ -63,6 +65,7 @@ class EngineSlots:
                 found = None if answer is None else answer.json_object()
                 if found is not None and found.get("n_restored") == slot.tokens:
                     restored.append(slot)
+                    self._restored[number] = slot.tokens
         finally:
             await asyncio.to_thread(erase, [slot.path for slot in taken])
         self.store.restored(restored)
@@ -85,7 +88,10 @@ class EngineSlots:
         began_at = loop.time()
         saved: list[tuple[int, int]] = []
         idle, per_token_s = await self._idle_slots(endpoint), await self._seconds_per_token(endpoint)
+        # What was used last gets the latest name, so that it is restored first.
+        names = [self.store.next_name() for _ in idle]
         for number, tokens in idle if per_token_s is not None else ():
+            name = names.pop()
             left_s = began_at + SAVE_WITHIN_S - loop.time()
             size = tokens * (self.cache.bytes_per_token + _PER_TOKEN_BYTES) + MIB
             prefill_s = tokens * (per_token_s or 0.0)
@@ -95,10 +101,9 @@ class EngineSlots:
             if dropped is None:
                 continue
             await asyncio.to_thread(erase, [slot.path for slot in dropped])
-            written = await self._save_one(endpoint, number, prefill_s / tokens, left_s)
-            if written is None:
-                break
-            saved.append(written)
+            written = await self._save_one(endpoint, number, name, prefill_s / tokens, left_s)
+            if written is not None:
+                saved.append(written)
         if saved:
             _log.info(
                 "%s: %s of %s tokens saved in %s: %s of host RAM",
@@ -110,11 +115,11 @@ class EngineSlots:
             )
 
     async def _save_one(
-        self, endpoint: Endpoint, number: int, per_token_s: float, within_s: float
+        self, endpoint: Endpoint, number: int, name: str, per_token_s: float, within_s: float
     ) -> tuple[int, int] | None:
-        """Return the tokens and bytes of a slot that was saved; None if the engine did not do it in time."""
+        """Return the tokens and bytes of a slot that was saved; None if it was empty, or not in time."""
         loop = asyncio.get_running_loop()
-        path = self.store.folder_of(self.key) / self.store.next_name()
+        path = self.store.folder_of(self.key) / name
         began_at = loop.time()
         action = f"/slots/{number}?action=save"
         answer = await probe(endpoint, action, {"filename": path.name}, timeout_s=within_s)
@@ -132,9 +137,12 @@ class EngineSlots:
         answer = await probe_ok(endpoint, "/slots", timeout_s=SAVE_WITHIN_S / 4)
         try:
             slots: list[dict[str, Any]] = [] if answer is None else json.loads(answer.body)
-            idle = [slot for slot in slots if not slot["is_processing"] and slot.get("n_prompt_tokens")]
-            idle.sort(key=lambda slot: -slot.get("id_task", 0))
-            return [(int(slot["id"]), int(slot["n_prompt_tokens"])) for slot in idle]
+            idle = [slot for slot in slots if not slot["is_processing"]]
+            idle.sort(key=lambda slot: -slot.get("id_task", -1))
+            tokens = {
+                slot["id"]: slot.get("n_prompt_tokens", self._restored.get(slot["id"], 0)) for slot in idle
+            }
+            return [(int(number), int(count)) for number, count in tokens.items() if count]
         except (ValueError, KeyError, TypeError, AttributeError):
             return []
 
