@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from cotenant.domain.advisors import AdvisorStatus
+from cotenant.domain.advisors import AdviceStatus, AdvisorStatus
 from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.decisions import (
     Decision,
     DeviceStatus,
     LeaseStatus,
     ModelStatus,
+    NodeStatus,
     SlotStatus,
     WaitEstimate,
     WarmStatus,
@@ -336,19 +337,20 @@ class Planner(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class AdviceStatus:
-    """The last search for better settings: `idle` if there was none, `running`, `done` or `failed`.
+class NodeBook(Protocol):
+    """The machines of the fleet, by name. What names one raises UnknownNode."""
 
-    Instants are Unix seconds. `message` says why it failed, or why none can begin. `advice` is the last
-    result, as `cotenant advise --json` prints it.
-    """
+    def nodes(self) -> Sequence[NodeStatus]:
+        """Every machine that is known, whether it answers or not."""
 
-    state: str = "idle"
-    started_at: float | None = None
-    finished_at: float | None = None
-    message: str = ""
-    advice: Mapping[str, object] | None = None
+    def plan_drain(self, name: str) -> Sequence[MovePlan]:
+        """What would become of each model on a machine that is drained."""
+
+    async def drain(self, name: str, drained: bool) -> None:
+        """Drain all devices of a machine, or use it again. Raises BadRequest or StoreError."""
+
+    def forget(self, name: str) -> None:
+        """Miss a machine no more that is lost. Raises BadRequest for one that is not."""
 
 
 class WorkloadAdviser(Protocol):

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from typing import Any, NamedTuple
 
 from cotenant.cli.client import Daemon, add_daemon_options
@@ -41,20 +42,34 @@ def run(args: argparse.Namespace) -> int:
     """
     inventory = read_inventory(args)
     order: DeviceOrder = args.device_order
-    found = None if inventory.source.is_described else _fragmentation(args, inventory)
-    value = as_json(inventory, order, found)
+    told = {} if inventory.source.is_described else _of_daemon(args)
+    found = told.get("fragmentation")
+    if found is not None and not any(device.id in found["by_device"] for device in inventory.devices):
+        found = None
+    fleet = [device for device in told.get("devices", ()) if device["node"] is not None]
+    value = {**as_json(inventory, order, found), **({"fleet": fleet} if fleet else {})}
     rows = ({**device, "processes": _pids(device["processes"])} for device in value["devices"])
-    return print_result(args, value, as_text(inventory, order, found), rows)
+    return print_result(args, value, chain(as_text(inventory, order, found), fleet_lines(fleet)), rows)
 
 
-def _fragmentation(args: argparse.Namespace, inventory: Inventory) -> Mapping[str, Any] | None:
-    """Return what a daemon says of the free memory of these cards; None without one."""
+def _of_daemon(args: argparse.Namespace) -> Mapping[str, Any]:
+    """Return what a daemon says of its devices; nothing without one."""
     try:
-        found: Mapping[str, Any] = Daemon(args).get("/api/devices", _WITHIN_S)["fragmentation"]
+        found: Mapping[str, Any] = Daemon(args).get("/api/devices", _WITHIN_S)
     except CotenantError:
         # The cards are shown without a daemon, too.
-        return None
-    return found if any(device.id in found["by_device"] for device in inventory.devices) else None
+        return {}
+    return found
+
+
+def fleet_lines(devices: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the lines about the devices of a daemon's machines; none without several machines."""
+    if not devices:
+        return
+    yield ""
+    yield "GPUs of the daemon's machines, memory in MiB:"
+    for line in table_lines(_FLEET_COLUMNS, devices, width=_WIDTH - 2):
+        yield f"  {line}"
 
 
 def as_json(
@@ -154,6 +169,19 @@ def _columns(uuid_width: int) -> Sequence[Column[_Row]]:
             right=True,
         ),
     )
+
+
+_FLEET_COLUMNS: Sequence[Column[Mapping[str, Any]]] = (
+    Column("NODE", lambda device: str(device["node"])),
+    Column(
+        "GPU", lambda device: _known(device["index"]) if device["index"] is not None else "RAM", right=True
+    ),
+    Column("name", lambda device: short_name(device["name"]), min_width=12, cut=cut_middle),
+    Column("total", lambda device: format_mib(device["total_bytes"]), right=True),
+    Column("ours", lambda device: format_mib(device["claimed_bytes"]), right=True),
+    Column("free", lambda device: format_mib(device["free_bytes"]), right=True),
+    Column("", lambda device: device["left_out"] or device["drain"] or ""),
+)
 
 
 def short_name(name: str) -> str:

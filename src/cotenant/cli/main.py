@@ -16,6 +16,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str | None]]] = {
     "analyze": ("analyze", "read a model file: layers, sizes, and the split to use"),
     "plan": ("plan", "plan a model over GPUs without loading it"),
     "gpus": ("gpus", "show the GPUs, their memory and the processes on them, or drain one"),
+    "nodes": ("nodes.command", "list the machines of a daemon, drain one, or forget it"),
     "engine": ("engine", "list the engines of this machine, or install one"),
     "models": ("models", "list the configured models, and what all of them need"),
     "pull": ("pull", "fetch a model from the hub into models_dir"),

@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
 def _as_text(configuration: Configuration, peak: Peak, past: PastRuns) -> Iterator[str]:
     yield f"Configuration: {configuration.path or 'none; the environment and flags are used'}"
     if peak.alone:
-        yield from table_lines(_columns(past), peak.alone)
+        yield from table_lines(_columns(past, several=configuration.nodes is not None), peak.alone)
         yield ""
         yield from _peak_lines(peak)
     else:
@@ -194,8 +194,11 @@ def read_past_runs(configuration: Configuration) -> PastRuns:
     return past_runs.read_past_runs(where, configuration.devices.rules.overhead_bytes)
 
 
-def _columns(past: PastRuns) -> Sequence[Column[ModelOutlook]]:
-    """Return the columns of the models."""
+def _columns(past: PastRuns, *, several: bool) -> Sequence[Column[ModelOutlook]]:
+    """Return the columns of the models; with `several` machines, on which each may run."""
+    nodes: list[Column[ModelOutlook]] = [
+        Column("NODES", lambda row: ", ".join(row.model.nodes) or "any")
+    ] * several
     shares = {model: f"{error:.1%}" for model, error in past.errors.items()}
     return (
         Column("NAME", lambda row: row.model.name),
@@ -203,6 +206,7 @@ def _columns(past: PastRuns) -> Sequence[Column[ModelOutlook]]:
         Column("FILE", lambda row: format_bytes(row.model.shape.file_bytes), right=True),
         Column("NEEDS", lambda row: format_bytes(row.needed_bytes), right=True),
         Column("OFF BY", lambda row: shares.get(row.model.on_engine, "-"), right=True),
+        *nodes,
         Column("WHERE ALONE", _where),
         Column("KEEP-ALIVE", _keep_alive),
         Column("", lambda row: " ".join(w for w in ("pinned", "preload") if getattr(row.model, w))),

@@ -61,14 +61,17 @@ def _drain(args: argparse.Namespace) -> int:
     dry_run = args.action == "drain" and args.dry_run
     path = f"/api/devices/{quote(args.gpu, safe='')}/{args.action}?dry_run={int(dry_run)}"
     found = Daemon(args).send(path)
-    return print_result(args, found, _drained(args, found["models"], dry_run=dry_run))
+    drained = args.action == "drain"
+    lines = drained_lines(f"GPU {args.gpu}", found["models"], drained=drained, dry_run=dry_run)
+    return print_result(args, found, lines)
 
 
-def _drained(args: argparse.Namespace, plans: list[Any], *, dry_run: bool) -> Iterator[str]:
-    if args.action == "undrain":
-        yield f"GPU {args.gpu} is used again"
+def drained_lines(what: str, plans: Sequence[Any], *, drained: bool, dry_run: bool) -> Iterator[str]:
+    """Say that a GPU or a machine is drained, or used again, and what becomes of each model there."""
+    if not drained:
+        yield f"{what} is used again"
         return
-    yield f"GPU {args.gpu} {'would be' if dry_run else 'is'} drained: nothing new is placed there"
+    yield f"{what} {'would be' if dry_run else 'is'} drained: nothing new is placed there"
     for plan in plans:
         stays = "stays: " if plan["method"] == "stay" else ""
         yield f"  {plan['model']} {stays}{plan['text']}{_takes(plan)}"

@@ -39,7 +39,8 @@ def lines(
 ) -> Iterator[str]:
     """Render models and leases as columns, what is kept in RAM, and a bar for each device."""
     names = {device["uuid"]: device_index(device) for device in devices}
-    yield from table_lines(_columns(names), [engine for model in models for engine in _engines(model)])
+    nodes = {device["uuid"]: device.get("node") for device in devices}
+    yield from table_lines(_columns(names, nodes), [engine for model in models for engine in _engines(model)])
     if not models:
         yield "no models"
     for model in models:
@@ -84,18 +85,31 @@ def _engines(model: Model) -> Iterator[Model]:
         claims = other["bytes_by_device"]
         yield {
             **other,
-            "name": f"  {other['name']}",
+            "name": f"  {other['name'] or model['name']}",
             "state": other["state"] if other["role"] == "copy" else f"{other['state']}, {other['role']}",
             "devices": [*claims],
             "predicted_bytes": sum(claims.values()),
         }
 
 
-def _columns(names: Mapping[str, str]) -> Sequence[Column[Model]]:
-    """Return the columns of the models; `names` are those of devices, by UUID."""
+def several(nodes: Mapping[str, str | None]) -> bool:
+    """Whether these devices, each with its machine, are those of more than one."""
+    return len({*nodes.values()}) > 1
+
+
+def node_of(model: Model, nodes: Mapping[str, str | None]) -> str:
+    """Return the machine that a model is on, of devices each with theirs."""
+    found = (nodes.get(uuid) for uuid in model.get("devices", ()))
+    return next((node for node in found if node), "-")
+
+
+def _columns(names: Mapping[str, str], nodes: Mapping[str, str | None]) -> Sequence[Column[Model]]:
+    """Return the columns of the models; `names` are those of devices, by UUID, `nodes` their machines."""
+    node: list[Column[Model]] = [Column("NODE", lambda model: node_of(model, nodes))] * several(nodes)
     return (
         Column("model", lambda model: str(model["name"])),
         Column("state", lambda model: f"{model['state']}{', pinned' if model.get('pinned') else ''}"),
+        *node,
         Column("GPU", lambda model: ", ".join(names.get(u, u) for u in model.get("devices", ())) or "-"),
         Column("predicted", lambda model: _bytes(model.get("predicted_bytes")), right=True),
         Column("measured", lambda model: _bytes(measured_bytes(model)), right=True),
@@ -140,13 +154,15 @@ def _device(device: Mapping[str, Any], label_width: int, stranded: int) -> str:
     busy = "" if percent is None else f", {percent:.0f}% busy"
     over = ", OVERCOMMITTED" if device["overcommitted"] else ""
     over += f", {device['drain'].upper()}" if device.get("drain") else ""
+    over += f", {device['left_out']}" if device.get("node") and device.get("left_out") else ""
     return f"{device_label(device):<{label_width}}  {bar}  {used} of {format_bytes(total)}{busy}{over}"
 
 
 def device_label(device: Mapping[str, Any]) -> str:
     """Name a device for people."""
     index = device["index"]
-    return str(device["name"]) if index is None else f"GPU {index} {device['name']}"
+    label = str(device["name"]) if index is None else f"GPU {index} {device['name']}"
+    return f"{device['node']} {label}" if device.get("node") else label
 
 
 def device_index(device: Mapping[str, Any]) -> str:

@@ -16,11 +16,11 @@ from typing import Any, Final
 from cotenant.config.configuration import AdvisorSettings, Configuration, ServerSettings
 from cotenant.daemon.core.fleet import Fleet
 from cotenant.daemon.workload import Workload, advice_as_json, recorded
+from cotenant.domain.advisors import AdviceStatus
 from cotenant.domain.devices import Inventory
 from cotenant.domain.errors import CotenantError
 from cotenant.domain.records import PastRuns
 from cotenant.engines.process.guard import die_with_parent
-from cotenant.interfaces import AdviceStatus
 from cotenant.programs.run import run_async
 from cotenant.simulation.advise import advise
 

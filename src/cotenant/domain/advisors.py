@@ -64,3 +64,18 @@ class Advice:
     asked_at: float
     hints: Mapping[str, Hint] = field(default_factory=dict)
     shadow: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AdviceStatus:
+    """The last search for better settings: `idle` if there was none, `running`, `done` or `failed`.
+
+    Instants are Unix seconds. `message` says why it failed, or why none can begin. `advice` is the last
+    result, as `cotenant advise --json` prints it.
+    """
+
+    state: str = "idle"
+    started_at: float | None = None
+    finished_at: float | None = None
+    message: str = ""
+    advice: Mapping[str, object] | None = None

@@ -95,8 +95,9 @@ class ModelStatus:
 
     `bytes_by_device` is what it claims on each of its devices. `load` is set while it is loading. `runtime`
     is the kind of its engine. `last_cause` is the cause of `last_failure`, if its engine failed. `warm_bytes`
-    of its files are kept in host RAM. `others` are its engines besides its first one, which `in_flight`,
-    `slots` and all about memory are of. Of `max_copies` that it may have, `copies` are ready.
+    of its files are kept in host RAM. `node` is the machine that it is on, where there are several, and
+    `launcher` what starts its engines there: `ray`. `others` are its engines besides its first one, which
+    `in_flight`, `slots` and all about memory are of. Of `max_copies` that it may have, `copies` are ready.
     """
 
     name: str
@@ -121,6 +122,8 @@ class ModelStatus:
     load: LoadProgress | None = None
     runtime: EngineKind = DEFAULT_KIND
     warm_bytes: int | None = None
+    node: str | None = None
+    launcher: str | None = None
     others: tuple[OtherEngine, ...] = ()
     copies: int = 0
     max_copies: int = 1
@@ -180,7 +183,8 @@ class DeviceStatus(Sensors):
 
     Its sensors are those of its Reading. It admits `max_engines` at once, None for any number, shared through
     MPS if `mps`; `left_out` says why it is not used.
-    `drain` is `draining` while models leave it, then `drained`. `processes` are those of others, None if
+    `drain` is `draining` while models leave it, then `drained`. `node` is its machine, where there are
+    several. `processes` are those of others, None if
     unknown. A `unified` GPU shares host RAM, of which its bytes are.
     """
 
@@ -200,6 +204,7 @@ class DeviceStatus(Sensors):
     mps: bool = False
     left_out: str | None = None
     drain: str | None = None
+    node: str | None = None
     processes: tuple[GpuProcess, ...] | None = None
     unified: bool = False
 

@@ -48,6 +48,10 @@ class UnknownDevice(UsageError):
     """A device filter (`--devices`) names no device."""
 
 
+class UnknownNode(UsageError):
+    """A name that no machine of the fleet has."""
+
+
 class BadRecipe(UsageError):
     """A recipe value that is out of range or contradicts another."""
 

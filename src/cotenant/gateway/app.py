@@ -45,6 +45,7 @@ from cotenant.gateway.operator.keys import KeyBook, KeyRoutes
 from cotenant.gateway.operator.leases import LeaseRoutes
 from cotenant.gateway.operator.models import NAME, ModelRoutes
 from cotenant.gateway.operator.moves import MoveRoutes
+from cotenant.gateway.operator.nodes import NodeRoutes
 from cotenant.gateway.operator.schema import (
     AudioModelsResponse,
     HealthResponse,
@@ -61,6 +62,7 @@ from cotenant.interfaces import (
     AlertBook,
     Lessor,
     Mover,
+    NodeBook,
     Operator,
     Planner,
     Puller,
@@ -115,6 +117,7 @@ class Gateway:
         planner: Planner,
         keys: KeyBook,
         console: Callable[[App], Pages],
+        nodes: NodeBook | None = None,
         services: Services | None = None,
         advisor: AdvisorBook | None = None,
         adviser: WorkloadAdviser | None = None,
@@ -146,13 +149,15 @@ class Gateway:
             **dict.fromkeys(self._ollama.routes, ollama_error),
         }
         self._history = History(self._proxy.counters, operator)
-        self._metrics = Metrics(self._proxy.counters, operator, alerts, lessor, advisor, self._proxy.usages)
+        usages = self._proxy.usages
+        self._metrics = Metrics(self._proxy.counters, operator, alerts, lessor, advisor, usages, nodes)
         self._keys = KeyRoutes(keys, self._proxy.usages)
         self._models = ModelRoutes(router, operator, lessor, timing)
         self._table = RouteTable(
             self,
             self._models,
             MoveRoutes(router, mover),
+            NodeRoutes(nodes),
             LeaseRoutes(lessor),
             self._keys,
             DecisionRoutes(router, operator, lessor, alerts, services, clock, timing),

@@ -14,6 +14,7 @@ from cotenant.domain.decisions import (
     SlotStatus,
     WarmStatus,
 )
+from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.fragmentation import DeviceFragmentation, Fragmentation, SizedModel
 from cotenant.domain.histograms import Histogram
 from cotenant.domain.residencies import UnloadReason
@@ -22,6 +23,7 @@ from cotenant.gateway.telemetry.counters import ModelCounters
 from tests.gateway import stub
 from tests.gateway.harness import MODEL, SlotRouter, connected, fetch, post, serving
 from tests.gateway.stub import StubEngine
+from tests.support.daemon.plain_nodes import READY, SILENT, PlainNodes
 from tests.support.daemon.plain_operator import CARD, PlainOperator
 from tests.support.waiting import until
 
@@ -343,3 +345,36 @@ async def test_questions_decisions_and_the_breaker_are_published():
 async def test_without_an_advisor_there_is_nothing_of_it():
     async with serving(SlotRouter(None)) as port:
         assert b"advisor" not in (await fetch(port, "GET", "/metrics")).body
+
+
+async def test_of_several_machines_metrics_name_the_node_what_starts_engines_and_the_engine():
+    on_b = ModelStatus("llama", "ready", devices=("GPU-b",), predicted_bytes=1, node="b", launcher="ray")
+    remote = ModelStatus("far", "ready", runtime=EngineKind.REMOTE)
+    cards = (replace(CARD, node="a"), replace(CARD, uuid="GPU-b", node="b"))
+    operator = PlainOperator(on_b, remote, devices=cards)
+    async with serving(SlotRouter(None), operator, nodes=PlainNodes(READY, SILENT)) as port:
+        told = await scrape(port)
+    labels = {"runtime": "ray", "engine": "llama.cpp"}
+    assert told[of_llama("cotenant_model_predicted_bytes", **labels, gpu="0", node="b")] == 1
+    assert told[of_llama("cotenant_model_loads_total", **labels)] == 0
+    (far,) = [key for key in told if key[0] == "cotenant_model_loads_total" and "model=far" in key]
+    assert {"engine=remote", "runtime=remote"} <= {*far}
+    used = [key for key in told if key[0] == "cotenant_gpu_memory_used_bytes"]
+    assert sorted(part for key in used for part in key if part.startswith("node=")) == ["node=a", "node=b"]
+    assert told["cotenant_node_up", "launcher=ray", "node=a"] == 1
+    assert told["cotenant_node_up", "launcher=ray", "node=b"] == 0
+    assert told["cotenant_node_silent_seconds", "node=b"] == 4.0
+    assert told["cotenant_node_lease_seconds", "node=a"] == 59.0
+
+
+async def test_requests_of_models_on_several_machines_are_counted_under_the_same_labels():
+    operator = PlainOperator(ModelStatus("llama", "ready", node="b", launcher="ray"))
+
+    async def script(call):
+        await call.send(stub.response(ANSWER))
+
+    async with StubEngine(script) as engine, serving(SlotRouter(engine.endpoint), operator) as port:
+        await post(port, ASK)
+        told = await scrape(port)
+    found = of_llama("cotenant_requests_total", runtime="ray", engine="llama.cpp", status="2xx")
+    assert told[found] == 1

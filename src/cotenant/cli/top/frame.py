@@ -7,7 +7,14 @@ from enum import StrEnum
 from typing import Any, Final
 
 from cotenant.cli.gpus import short_name
-from cotenant.cli.ps import device_index, measured_bytes, stranded_bytes
+from cotenant.cli.ps import (
+    device_index,
+    device_label,
+    measured_bytes,
+    node_of,
+    several,
+    stranded_bytes,
+)
 from cotenant.cli.table import Column, table_lines
 from cotenant.cli.top.view import Choices, Snapshot
 from cotenant.domain.devices import Sensors
@@ -124,10 +131,7 @@ def _alerts(snapshot: Snapshot) -> list[Line]:
 
 
 def _cards(snapshot: Snapshot, width: int) -> list[Line]:
-    labels = [
-        str(each["name"]) if each.get("index") is None else f"GPU {each['index']} {short_name(each['name'])}"
-        for each in snapshot.devices
-    ]
+    labels = [device_label({**each, "name": short_name(each["name"])}) for each in snapshot.devices]
     label_width = min(max(map(len, labels), default=0), max(8, width // 4))
     figures = [_figures(device) for device in snapshot.devices]
     figures_width = max(map(len, figures), default=0)
@@ -186,11 +190,14 @@ def _models(snapshot: Snapshot, choices: Choices, width: int, *, marked: bool) -
 def _columns(snapshot: Snapshot, *, wide: bool) -> Sequence[Column[Mapping[str, Any]]]:
     """Return the columns of the models; the last ones only on a wide terminal."""
     indices = {device["uuid"]: device_index(device) for device in snapshot.devices}
+    nodes = {device["uuid"]: device.get("node") for device in snapshot.devices}
+    node: list[Column[Mapping[str, Any]]] = [Column("NODE", lambda m: node_of(m, nodes))] * several(nodes)
     letters, tokens = snapshot.letters, snapshot.tokens_per_s
     columns: list[Column[Mapping[str, Any]]] = [
         Column("", lambda model: letters.get(model["name"], "#" if model.get("devices") else " ")),
         Column("model", lambda model: str(model["name"]), min_width=8),
         Column("state", _state),
+        *node,
         Column("GPU", lambda model: ",".join(indices.get(u, "?") for u in model.get("devices", ())) or "-"),
         Column("req/s", lambda model: f"{model.get('requests_per_s') or 0:.1f}", right=True),
         Column(

@@ -9,6 +9,7 @@ from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.effects import Running
 from cotenant.domain.decisions import DeviceStatus, LoadProgress, ModelStatus, OtherEngine
 from cotenant.domain.devices import DeviceId, GpuProcess, Reading, Sensors
+from cotenant.domain.engine_kinds import PlanMethod
 from cotenant.domain.models import Projector
 from cotenant.domain.requests import ModelFile, ServedModel
 from cotenant.domain.residencies import ResidencyState, model_of
@@ -57,6 +58,8 @@ def model_status(
         load=_progress(model, residency, running, now) if residency else None,
         runtime=entry.recipe.engine,
         warm_bytes=warm_bytes,
+        node=residency.node if residency else None,
+        launcher=_launcher(state, entry),
         others=tuple(
             _other(state, copy, state.residencies[each], now)
             for copy in model.all_copies
@@ -100,7 +103,8 @@ def device_statuses(
             compute_mode=seen.compute_mode,
             max_engines=reading.admission.max_engines,
             mps=reading.admission.group is not None,
-            left_out=reading.left_out,
+            left_out=reading.left_out or ledger.silent.get(reading.device.node),
+            node=reading.device.node,
             drain=("draining" if ledger.holders(device) else "drained") if device in ledger.drained else None,
             processes=_others(seen, on_node[reading.device.node], reading.device.node),
             unified=reading.device.unified,
@@ -162,6 +166,13 @@ def _other(state: State, copy: ModelState, residency: Residency, now: float) -> 
         residency.measured_bytes,
         None if due is None else max(0.0, due - now),
     )
+
+
+def _launcher(state: State, entry: ModelEntry) -> str | None:
+    """Return what starts a model's engines on other machines; None if they are started here, or by others."""
+    traits = entry.recipe.engine.traits
+    is_ours = traits.planning is not PlanMethod.NONE and not traits.daemon_address
+    return "ray" if state.settings.machines_come and is_ours else None
 
 
 def _bytes_by_device(residency: Residency) -> dict[str, int]:

@@ -3,10 +3,11 @@
 from datetime import datetime
 from typing import Any, Literal
 
+from cotenant.domain.advisors import AdviceStatus
 from cotenant.gateway.http.bodies import ResponseModel
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import Reply, Route
-from cotenant.interfaces import AdviceStatus, WorkloadAdviser
+from cotenant.interfaces import WorkloadAdviser
 
 
 class AdviceResponse(ResponseModel):

@@ -22,7 +22,7 @@ _TO: Final = Parameter(
     required=True,
     example="1",
 )
-_DRY_RUN: Final = Parameter(
+DRY_RUN: Final = Parameter(
     "dry_run", "1 changes nothing: the plan is the answer", {"type": "integer", "enum": [0, 1], "default": 0}
 )
 _GPU: Final = Parameter(
@@ -50,7 +50,7 @@ class MoveRoutes:
         "Move a loaded model to other GPUs, without ending a request",
         Reply(MovePlan, "the move, once the model is served there"),
         _CANNOT,
-        (NAME, _TO, _DRY_RUN),
+        (NAME, _TO, DRY_RUN),
     )
     async def _move(self, request: ApiRequest) -> object:
         name = resolve_copy(request.name, self._router)
@@ -78,7 +78,7 @@ class MoveRoutes:
         "Drain a GPU: nothing new is placed there, and its models move away, or unload when idle",
         Reply(DrainResponse, "what becomes of each model there"),
         _NO_DEVICE,
-        (_GPU, _DRY_RUN),
+        (_GPU, DRY_RUN),
     )
     async def _drain(self, request: ApiRequest) -> object:
         plans = self._mover.plan_drain(request.name)

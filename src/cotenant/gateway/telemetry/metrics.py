@@ -7,13 +7,11 @@ loaded. Unknown values have no sample. Counters have no `gpu` label, as models c
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, chain
+from itertools import chain
 from typing import Final
 
 from prometheus_client.core import (
     CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
     Metric,
 )
 from prometheus_client.exposition import choose_encoder
@@ -22,20 +20,27 @@ from prometheus_client.registry import Collector
 from cotenant.domain.advisors import AdvisorStatus, QuestionOutcome
 from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.decisions import DeviceStatus, LeaseStatus, ModelStatus, SlotStatus, WarmStatus
-from cotenant.domain.engine_kinds import DEFAULT_KIND
 from cotenant.domain.fragmentation import Fragmentation
 from cotenant.domain.histograms import Histogram
 from cotenant.domain.units import MIB
-from cotenant.gateway.telemetry.counters import ModelCounters, RequestCounters
+from cotenant.gateway.telemetry.counters import RequestCounters
+from cotenant.gateway.telemetry.families import (
+    FLEET,
+    OF_MODEL,
+    add_histogram,
+    add_known,
+    gauge_family,
+    histogram_family,
+)
 from cotenant.gateway.telemetry.key_usage import KeyUsage
-from cotenant.interfaces import AdvisorBook, AlertBook, Lessor, Operator
+from cotenant.gateway.telemetry.node_metrics import of_nodes
+from cotenant.gateway.telemetry.request_metrics import of_keys, of_requests
+from cotenant.interfaces import AdvisorBook, AlertBook, Lessor, NodeBook, Operator
 
-_MODEL: Final = ("model", "runtime")
-_PLACED: Final = ("model", "runtime", "gpu")
+_ON_CARD: Final = ("model", "runtime", "gpu")
+_PLACED_IN_FLEET: Final = (*FLEET, "gpu", "node")
 _DEVICE: Final = ("index", "uuid", "name")
 _DCGM: Final = ("gpu", "UUID", "modelName")
-_RUNTIME: Final = DEFAULT_KIND.value
-_CLASSES: Final = ("left", "1xx", "2xx", "3xx", "4xx", "5xx")
 
 _DeviceGauge = tuple[str, str, Callable[[DeviceStatus], float | None]]
 _DEVICE_GAUGES: Final[Sequence[_DeviceGauge]] = (
@@ -79,6 +84,7 @@ class Metrics:
     _lessor: Lessor
     _advisor: AdvisorBook | None = None
     _usages: Mapping[str, KeyUsage] = field(default_factory=dict)
+    _nodes: NodeBook | None = None
 
     async def render(self, accept: str) -> tuple[bytes, str]:
         """Return the metrics in the format that a scraper accepts, and the content type.
@@ -92,16 +98,17 @@ class Metrics:
     def collect(self, fragmentation: Fragmentation) -> Iterator[Metric]:
         """Read all states, and return every family of metrics, each made when it is asked for."""
         devices, statuses = self._operator.devices(), self._operator.statuses()
-        runtimes = {status.name: status.runtime.value for status in statuses}
+        runtimes = {status.name: _runtime(status) for status in statuses}
         return chain(
             _of_models(statuses, devices),
             _of_leases(self._lessor.leases(), devices),
             _of_devices(devices),
+            of_nodes(() if self._nodes is None else self._nodes.nodes()),
             _of_fragmentation(fragmentation, devices),
             _of_warm(self._operator.warm()),
             _of_slots(self._operator.saved_slots()),
-            _of_requests([*self._request_counters.all()], runtimes),
-            _of_keys([*self._usages.items()]),
+            of_requests([*self._request_counters.all()], runtimes),
+            of_keys([*self._usages.items()]),
             _of_decisions([*self._operator.decision_times().items()]),
             _of_alerts(self._alerts.active(), self._alerts.totals()),
             () if self._advisor is None else _of_advisor(self._advisor.status()),
@@ -118,67 +125,95 @@ class _Snapshot(Collector):
         return self._families
 
 
-def _of_models(statuses: Iterable[ModelStatus], devices: Iterable[DeviceStatus]) -> Iterator[Metric]:
-    indices = _indices(devices)
-    qps = _gauge("cotenant_model_qps", "Requests per second over the last minute", _PLACED)
-    idle = _gauge("cotenant_model_idle_seconds", "Seconds since the last request", _PLACED)
-    state = _gauge("cotenant_model_state", "1 for the state that the model is in", (*_PLACED, "state"))
-    pinned = _gauge("cotenant_model_pinned", "1 if the model is never evicted", _PLACED)
-    load_s = _gauge("cotenant_model_load_seconds", "Seconds that loading takes, by the last loads", _PLACED)
-    predicted = _gauge("cotenant_model_predicted_bytes", "Bytes planned on its devices", _PLACED)
-    reported = _gauge("cotenant_model_reported_bytes", "Bytes that its engine says it took", _PLACED)
-    measured = _gauge("cotenant_model_measured_bytes", "Bytes that the driver showed it to hold", _PLACED)
-    error = _gauge(
+def _runtime(status: ModelStatus) -> tuple[str, ...]:
+    """Return a model's labels besides its name: what runs it, and of several machines what starts that."""
+    own = status.runtime.value
+    return (own,) if status.launcher is None else (status.launcher, own)
+
+
+def _of_models(statuses: Sequence[ModelStatus], devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
+    indices, nodes = _indices(devices), {device.uuid: device.node or "" for device in devices}
+    in_fleet = any(status.launcher for status in statuses)
+    of_model, on_card = (FLEET, _PLACED_IN_FLEET) if in_fleet else (OF_MODEL, _ON_CARD)
+    qps = gauge_family("cotenant_model_qps", "Requests per second over the last minute", on_card)
+    idle = gauge_family("cotenant_model_idle_seconds", "Seconds since the last request", on_card)
+    state = gauge_family("cotenant_model_state", "1 for the state that the model is in", (*on_card, "state"))
+    pinned = gauge_family("cotenant_model_pinned", "1 if the model is never evicted", on_card)
+    load_s = gauge_family(
+        "cotenant_model_load_seconds", "Seconds that loading takes, by the last loads", on_card
+    )
+    predicted = gauge_family("cotenant_model_predicted_bytes", "Bytes planned on its devices", on_card)
+    reported = gauge_family("cotenant_model_reported_bytes", "Bytes that its engine says it took", on_card)
+    measured = gauge_family(
+        "cotenant_model_measured_bytes", "Bytes that the driver showed it to hold", on_card
+    )
+    error = gauge_family(
         "cotenant_model_estimate_error_ratio",
         "Measured bytes over predicted, less 1",
-        _PLACED,
+        on_card,
     )
-    loading = _gauge("cotenant_model_loading_seconds", "Seconds since the load under way began", _PLACED)
-    read = _gauge(
-        "cotenant_model_loading_read_bytes", "Bytes of its files read by the load under way", _PLACED
+    loading = gauge_family(
+        "cotenant_model_loading_seconds", "Seconds since the load under way began", on_card
     )
-    files = _gauge("cotenant_model_loading_total_bytes", "Bytes of the files of the load under way", _PLACED)
-    warm = _gauge("cotenant_model_warm_bytes", "Bytes of its files that are kept in host RAM", _PLACED)
-    copies = _gauge("cotenant_model_copies", "Engines that serve the model", _MODEL)
-    loads = CounterMetricFamily("cotenant_model_loads", "Loads begun", labels=_MODEL)
+    read = gauge_family(
+        "cotenant_model_loading_read_bytes", "Bytes of its files read by the load under way", on_card
+    )
+    files = gauge_family(
+        "cotenant_model_loading_total_bytes", "Bytes of the files of the load under way", on_card
+    )
+    warm = gauge_family("cotenant_model_warm_bytes", "Bytes of its files that are kept in host RAM", on_card)
+    copies = gauge_family("cotenant_model_copies", "Engines that serve the model", of_model)
+    loads = CounterMetricFamily("cotenant_model_loads", "Loads begun", labels=of_model)
     for status in statuses:
-        cards = ",".join(indices.get(uuid, uuid) for uuid in status.devices)
-        placed = (status.name, status.runtime.value, cards)
+        which = (status.name, *_runtime(status))
+        if in_fleet and status.launcher is None:
+            which = (*which, which[-1])
+
+        def on(devices: Iterable[str], which: tuple[str, ...] = which) -> tuple[str, ...]:
+            cards = ",".join(indices.get(uuid, uuid) for uuid in devices)
+            node = next((nodes.get(uuid, "") for uuid in devices), "")
+            return (*which, cards, node) if in_fleet else (*which, cards)
+
+        placed = on(status.devices)
         qps.add_metric(placed, status.requests_per_s)
         state.add_metric((*placed, status.state), 1)
         pinned.add_metric(placed, status.pinned)
-        loads.add_metric(placed[:2], status.loads)
-        copies.add_metric(placed[:2], status.copies)
+        loads.add_metric(which, status.loads)
+        copies.add_metric(which, status.copies)
         for other in status.others:
             if other.role == "copy":
-                there = (*placed[:2], ",".join(indices.get(uuid, uuid) for uuid in other.bytes_by_device))
+                there = on(other.bytes_by_device)
                 predicted.add_metric(there, sum(other.bytes_by_device.values()))
-                _add_known(measured, there, other.measured_bytes)
-        _add_known(idle, placed, status.idle_s)
-        _add_known(load_s, placed, status.load_s)
-        _add_known(predicted, placed, status.predicted_bytes)
-        _add_known(reported, placed, status.reported_bytes)
-        _add_known(measured, placed, status.measured_bytes)
-        _add_known(warm, placed, status.warm_bytes)
+                add_known(measured, there, other.measured_bytes)
+        add_known(idle, placed, status.idle_s)
+        add_known(load_s, placed, status.load_s)
+        add_known(predicted, placed, status.predicted_bytes)
+        add_known(reported, placed, status.reported_bytes)
+        add_known(measured, placed, status.measured_bytes)
+        add_known(warm, placed, status.warm_bytes)
         # Engines do not report the overhead that is predicted: only what was measured can be compared.
         if status.measured_bytes is not None and status.predicted_bytes:
             error.add_metric(placed, status.measured_bytes / status.predicted_bytes - 1)
         if status.load is not None:
             loading.add_metric(placed, status.load.running_s)
-            _add_known(read, placed, status.load.read_bytes)
-            _add_known(files, placed, status.load.total_bytes)
+            add_known(read, placed, status.load.read_bytes)
+            add_known(files, placed, status.load.total_bytes)
     yield from (qps, idle, state, pinned, load_s, predicted, reported, measured, error, loads)
     yield from (loading, read, files, warm, copies)
 
 
-def _of_leases(leases: Iterable[LeaseStatus], devices: Iterable[DeviceStatus]) -> Iterator[Metric]:
-    indices, labels = _indices(devices), ("lease", "gpu", "state")
-    size = _gauge("cotenant_lease_bytes", "Bytes that a command leases, or waits for", labels)
-    measured = _gauge("cotenant_lease_measured_bytes", "Bytes that its processes were seen to hold", labels)
+def _of_leases(leases: Iterable[LeaseStatus], devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
+    named = {d.uuid: d.node for d in devices if d.node}
+    indices = {uuid: f"{named[uuid]}:{i}" if uuid in named else i for uuid, i in _indices(devices).items()}
+    labels = ("lease", "gpu", "state")
+    size = gauge_family("cotenant_lease_bytes", "Bytes that a command leases, or waits for", labels)
+    measured = gauge_family(
+        "cotenant_lease_measured_bytes", "Bytes that its processes were seen to hold", labels
+    )
     for lease in leases:
         placed = (lease.name, ",".join(indices.get(uuid, uuid) for uuid in lease.devices), lease.state)
         size.add_metric(placed, lease.predicted_bytes)
-        _add_known(measured, placed, lease.measured_bytes)
+        add_known(measured, placed, lease.measured_bytes)
     yield from (size, measured)
 
 
@@ -186,50 +221,59 @@ def _indices(devices: Iterable[DeviceStatus]) -> Mapping[str, str]:
     return {device.uuid: "host" if device.index is None else str(device.index) for device in devices}
 
 
-def _of_devices(devices: Iterable[DeviceStatus]) -> Iterator[Metric]:
-    ours = [_gauge(f"cotenant_gpu_{name}", text, _DEVICE) for name, text, _ in _DEVICE_GAUGES]
-    dcgms = [_gauge(f"DCGM_FI_DEV_{name}", text, _DCGM) for name, text, _ in _DCGM_GAUGES]
+def _several(devices: Iterable[DeviceStatus]) -> bool:
+    """Whether the devices are those of machines with names."""
+    return any(device.node is not None for device in devices)
+
+
+def _labels(device: DeviceStatus, node: tuple[str, ...]) -> tuple[str, ...]:
+    own = ("" if device.index is None else str(device.index), device.uuid, device.name)
+    return (*own, device.node or "") if node else own
+
+
+def _of_devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
+    node = ("node",) if _several(devices) else ()
+    ours = [gauge_family(f"cotenant_gpu_{name}", text, (*_DEVICE, *node)) for name, text, _ in _DEVICE_GAUGES]
+    dcgms = [gauge_family(f"DCGM_FI_DEV_{name}", text, (*_DCGM, *node)) for name, text, _ in _DCGM_GAUGES]
     for device in devices:
-        labels = ("" if device.index is None else str(device.index), device.uuid, device.name)
+        labels = _labels(device, node)
         for gauge, (_, _, value) in zip(ours, _DEVICE_GAUGES, strict=True):
-            _add_known(gauge, labels, value(device))
+            add_known(gauge, labels, value(device))
         if device.index is not None:
             for gauge, (_, _, value) in zip(dcgms, _DCGM_GAUGES, strict=True):
-                _add_known(gauge, labels, value(device))
+                add_known(gauge, labels, value(device))
     yield from (*ours, *dcgms)
 
 
-def _of_fragmentation(found: Fragmentation, devices: Iterable[DeviceStatus]) -> Iterator[Metric]:
-    ratio = _gauge("cotenant_fragmentation_ratio", "Share of free memory that the next model cannot use", ())
-    stranded = _gauge("cotenant_stranded_bytes", "Free memory that no model could use", ())
-    largest = _gauge("cotenant_largest_fit_bytes", "Size of the largest model that fits now", ())
-    whole = _gauge(
-        "cotenant_largest_fit_in_one_piece_bytes",
-        "Size of the largest model that would fit if the free memory were on one device",
-        (),
+def _of_fragmentation(found: Fragmentation, devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
+    ratio = gauge_family(
+        "cotenant_fragmentation_ratio", "Share of free memory that the next model cannot use", ()
     )
+    stranded = gauge_family("cotenant_stranded_bytes", "Free memory that no model could use", ())
+    largest = gauge_family("cotenant_largest_fit_bytes", "Size of the largest model that fits now", ())
+    text = "Size of the largest model that would fit if the free memory were on one device"
+    whole = gauge_family("cotenant_largest_fit_in_one_piece_bytes", text, ())
     ratio.add_metric((), found.ratio)
     stranded.add_metric((), found.stranded_bytes)
     largest.add_metric((), found.largest.bytes if found.largest else 0)
     whole.add_metric((), found.largest_in_one_piece.bytes if found.largest_in_one_piece else 0)
-    on_device = _gauge(
-        "cotenant_gpu_fragmentation_ratio",
-        "Share of the next models that cannot use its free memory",
-        _DEVICE,
-    )
-    of_device = _gauge("cotenant_gpu_stranded_bytes", "Its free memory that no model could use", _DEVICE)
+    node = ("node",) if _several(devices) else ()
+    labels, text = (*_DEVICE, *node), "Share of the next models that cannot use its free memory"
+    on_device = gauge_family("cotenant_gpu_fragmentation_ratio", text, labels)
+    of_device = gauge_family("cotenant_gpu_stranded_bytes", "Its free memory that no model could use", labels)
     for device in devices:
         part = found.by_device.get(device.uuid)
         if part is not None:
-            labels = ("" if device.index is None else str(device.index), device.uuid, device.name)
-            on_device.add_metric(labels, part.ratio)
-            of_device.add_metric(labels, part.stranded_bytes)
+            on_device.add_metric(_labels(device, node), part.ratio)
+            of_device.add_metric(_labels(device, node), part.stranded_bytes)
     yield from (ratio, stranded, largest, whole, on_device, of_device)
 
 
 def _of_warm(status: WarmStatus | None) -> Iterator[Metric]:
-    budget = _gauge("cotenant_warm_budget_bytes", "Bytes of model files that may be kept in host RAM", ())
-    kept = _gauge("cotenant_warm_bytes", "Bytes of model files that are kept in host RAM", ())
+    budget = gauge_family(
+        "cotenant_warm_budget_bytes", "Bytes of model files that may be kept in host RAM", ()
+    )
+    kept = gauge_family("cotenant_warm_bytes", "Bytes of model files that are kept in host RAM", ())
     if status is not None:
         budget.add_metric((), status.budget_bytes)
         kept.add_metric((), status.kept_bytes)
@@ -237,8 +281,8 @@ def _of_warm(status: WarmStatus | None) -> Iterator[Metric]:
 
 
 def _of_slots(status: SlotStatus | None) -> Iterator[Metric]:
-    limit = _gauge("cotenant_saved_slots_limit_bytes", "Bytes that saved slots may have at most", ())
-    size = _gauge("cotenant_saved_slots_bytes", "Bytes of the saved slots of unloaded models", ())
+    limit = gauge_family("cotenant_saved_slots_limit_bytes", "Bytes that saved slots may have at most", ())
+    size = gauge_family("cotenant_saved_slots_bytes", "Bytes of the saved slots of unloaded models", ())
     saved = CounterMetricFamily("cotenant_slots_saved", "Slots that were saved before an unload")
     restored = CounterMetricFamily("cotenant_slots_restored", "Slots that were restored after a load")
     tokens = CounterMetricFamily("cotenant_restored_tokens", "Tokens of prompts that restored slots had")
@@ -251,82 +295,16 @@ def _of_slots(status: SlotStatus | None) -> Iterator[Metric]:
     yield from (limit, size, saved, restored, tokens)
 
 
-def _of_requests(
-    request_counters: Iterable[tuple[str, ModelCounters]], runtimes: Mapping[str, str]
-) -> Iterator[Metric]:
-    requests = CounterMetricFamily(
-        "cotenant_requests",
-        "Requests ended, by class of status (`left`: the client did). No model: none served was named",
-        labels=(*_MODEL, "status"),
-    )
-    in_flight = _gauge("cotenant_requests_in_flight", "Requests that an engine is answering", _MODEL)
-    queued = _gauge("cotenant_queue_depth", "Requests that wait for a slot", _MODEL)
-    unloads = CounterMetricFamily("cotenant_model_unloads", "Unloads by reason", labels=(*_MODEL, "reason"))
-    moves = CounterMetricFamily("cotenant_model_moves", "Moves ended, by how", labels=(*_MODEL, "outcome"))
-    failures = CounterMetricFamily(
-        "cotenant_engine_failures", "Engines that failed, by what was behind it", labels=(*_MODEL, "cause")
-    )
-    tokens = CounterMetricFamily("cotenant_tokens", "Tokens, as engines count them", labels=(*_MODEL, "kind"))
-    seconds = CounterMetricFamily("cotenant_generation_seconds", "Seconds spent generating", labels=_MODEL)
-    waits = _histogram("cotenant_queue_wait_seconds", "Time that requests waited for a slot")
-    firsts = _histogram(
-        "cotenant_time_to_first_token_seconds", "From request to first token, waiting included"
-    )
-    speeds = _histogram("cotenant_tokens_per_second", "Generation speed of an answer")
-    for model, counters in request_counters:
-        labels = (model, runtimes.get(model, _RUNTIME))
-        for name, count in zip(_CLASSES, counters.by_class, strict=True):
-            if count or name == "2xx":
-                requests.add_metric((*labels, name), count)
-        if not model:
-            continue
-        in_flight.add_metric(labels, counters.in_flight)
-        queued.add_metric(labels, counters.waiting)
-        for reason, count in [*counters.unloads.items()]:
-            unloads.add_metric((*labels, reason), count)
-        for outcome, count in [*counters.moves.items()]:
-            moves.add_metric((*labels, outcome), count)
-        for cause, count in [*counters.failures.items()]:
-            failures.add_metric((*labels, cause), count)
-        tokens.add_metric((*labels, "prompt"), counters.prompt_tokens)
-        tokens.add_metric((*labels, "completion"), counters.completion_tokens)
-        seconds.add_metric(labels, counters.generation_s)
-        _add_histogram(waits, labels, counters.wait_s, counters.at_once)
-        _add_histogram(firsts, labels, counters.first_token_s)
-        _add_histogram(speeds, labels, counters.tokens_per_s)
-    yield from (requests, in_flight, queued, unloads, moves, failures, tokens, seconds, waits, firsts, speeds)
-
-
-def _of_keys(usages: Iterable[tuple[str, KeyUsage]]) -> Iterator[Metric]:
-    requests = CounterMetricFamily(
-        "cotenant_key_requests", "Requests of a key that ended, by class of status", labels=("key", "status")
-    )
-    refused = CounterMetricFamily("cotenant_key_refused", "Requests over the key's quotas", labels=["key"])
-    tokens = CounterMetricFamily("cotenant_key_tokens", "Tokens of a key, by kind", labels=("key", "kind"))
-    waits = CounterMetricFamily("cotenant_key_wait_seconds", "Time that its requests waited", labels=["key"])
-    in_flight = _gauge("cotenant_key_requests_in_flight", "Its requests, waiting ones included", ("key",))
-    for key, usage in usages:
-        for name, count in zip(_CLASSES, usage.by_class, strict=True):
-            if count or name == "2xx":
-                requests.add_metric((key, name), count)
-        refused.add_metric((key,), usage.refused)
-        tokens.add_metric((key, "prompt"), usage.prompt_tokens)
-        tokens.add_metric((key, "completion"), usage.completion_tokens)
-        waits.add_metric((key,), usage.wait_s)
-        in_flight.add_metric((key,), usage.in_flight)
-    yield from (requests, refused, tokens, waits, in_flight)
-
-
 def _of_decisions(times: Iterable[tuple[str, Histogram]]) -> Iterator[Metric]:
     text = "Time that the scheduler took for an event, in which nothing else runs"
-    family = _histogram("cotenant_decision_seconds", text, ("event",))
+    family = histogram_family("cotenant_decision_seconds", text, ("event",))
     for event, histogram in times:
-        _add_histogram(family, (event,), histogram)
+        add_histogram(family, (event,), histogram)
     yield family
 
 
 def _of_alerts(alerts: Iterable[Alert], totals: Mapping[AlertKind, int]) -> Iterator[Metric]:
-    active = _gauge("cotenant_alert_active", "1 while something is wrong", ("alert", "subject"))
+    active = gauge_family("cotenant_alert_active", "1 while something is wrong", ("alert", "subject"))
     begun = CounterMetricFamily("cotenant_alerts", "Alerts that have begun", labels=("alert",))
     for alert in alerts:
         active.add_metric((alert.kind, alert.subject), 1)
@@ -341,38 +319,11 @@ def _of_advisor(status: AdvisorStatus) -> Iterator[Metric]:
     )
     for outcome in QuestionOutcome:
         asked.add_metric((outcome.value,), status.asked.get(outcome, 0))
-    broken = _gauge("cotenant_advisor_broken", "1 while it is left alone after failures", ())
+    broken = gauge_family("cotenant_advisor_broken", "1 while it is left alone after failures", ())
     broken.add_metric((), status.broken)
     decisions = CounterMetricFamily("cotenant_advisor_decisions", "Decisions that its advice changed")
     decisions.add_metric((), status.decisions)
     yield from (asked, broken, decisions)
-
-
-def _gauge(name: str, text: str, labels: tuple[str, ...]) -> GaugeMetricFamily:
-    return GaugeMetricFamily(name, text, labels=labels)
-
-
-def _histogram(name: str, text: str, labels: tuple[str, ...] = _MODEL) -> HistogramMetricFamily:
-    return HistogramMetricFamily(name, text, labels=labels)
-
-
-def _add_known(gauge: GaugeMetricFamily, labels: tuple[str, ...], value: float | None) -> None:
-    if value is not None:
-        gauge.add_metric(labels, value)
-
-
-def _add_histogram(
-    family: HistogramMetricFamily, labels: tuple[str, ...], histogram: Histogram, zeros: int = 0
-) -> None:
-    """Add a histogram, with `zeros` additional values of 0; an empty one is left out.
-
-    Of many models, most are rarely used, and histograms are nine tenths of a scrape.
-    """
-    if not zeros and not any(histogram.counts):
-        return
-    bounds = [*map(str, histogram.bounds), "+Inf"]
-    counts = [zeros + count for count in accumulate(histogram.counts)]
-    family.add_metric(labels, list(zip(bounds, counts, strict=True)), histogram.total)
 
 
 def _mib(count: int | None) -> int | None:
