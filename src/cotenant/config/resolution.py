@@ -82,8 +82,10 @@ class _Resolution:
             ),
             **values_of(defaults, ModelDefaults),
         )
-        entries = ((number, self._entry(number, model)) for number, model in enumerate(settings.models))
+        own = ((n, model) for n, model in enumerate(settings.models) if model.base is None)
+        entries = ((number, self._entry(number, model)) for number, model in own)
         listed = {number: entry for number, entry in entries if entry is not None}
+        listed = self._companions.with_served_entries(settings.models, listed)
         self._refuse_shared_names(listed)
         models_dir = self._path(settings.models_dir)
         catalogue = self._catalogue(models_dir)

@@ -244,6 +244,7 @@ class Model(RecipeSection, RulesSection, section_of(settings_of(ModelEntry))):  
     mmproj: Annotated[str, scalars.projector] | None = optional(
         "its vision projector; default: the one in its folder; none: none"
     )
+    base: Text | None = optional("model whose engine serves this entry, with the adapters of `lora` alone")
     lora: Adapters | None = optional("LoRA adapters, each a path or {path: FILE, scale: 1.0}")
     control_vectors: Adapters | None = optional("control vectors, as `lora`; they hold for all requests")
     draft: PathText | None = optional("a smaller GGUF of the same vocabulary, which guesses tokens for it")

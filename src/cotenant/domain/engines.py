@@ -198,12 +198,14 @@ class Companions:
     """What an engine loads besides a model and its projector, as absolute paths.
 
     `draft` is a smaller model of the same vocabulary: it guesses tokens that the model then verifies.
-    `adapters` are known to the engine by their places. Their scales hold for requests that name none.
+    `adapters` are known to the engine by their places; their scales hold for requests that name none. With
+    `by_request`, each request says which it is for.
     """
 
     draft: str | None = None
     adapters: tuple[Adapter, ...] = ()
     control_vectors: tuple[Adapter, ...] = ()
+    by_request: bool = False
 
     def files(self) -> Iterator[str]:
         """Yield the paths of all files."""

@@ -187,3 +187,27 @@ async def test_a_key_has_the_variants_of_its_models_and_none_by_their_names_alon
                 seen.append((asked.status, [each["id"] for each in listed]))
         assert json.loads(engine.calls[0].body)["max_tokens"] == 10
     assert seen == [(200, ["qwen", "qwen:fast"]), (404, [])]
+
+
+async def test_adapters_are_named_in_every_api_that_reads_them_and_refused_in_the_one_that_does_not():
+    chosen = [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 1.0}]
+    base = [{"id": 0, "scale": 1.0}, {"id": 1, "scale": 0.0}]
+    model = ServedModel(
+        "qwen",
+        ModelKind.TEXT,
+        1,
+        rules=RequestRules({"lora": base}),
+        variants={"sql": RequestRules({"lora": chosen})},
+    )
+    for name, scales in (("qwen", base), ("sql", chosen)):
+        for path, asked in (
+            ("/v1/chat/completions", {"messages": HELLO}),
+            ("/v1/completions", {"prompt": "Hello", "lora": [{"id": 0, "scale": 9}]}),
+            ("/v1/responses", {"input": "Hello"}),
+            ("/api/chat", {"messages": HELLO}),
+        ):
+            _, body = await ask({"model": name, **asked}, path, model)
+            assert json.loads(body)["lora"] == scales, path
+        reply, body = await ask({"model": name, "messages": HELLO, "max_tokens": 9}, "/v1/messages", model)
+        assert (reply.status, body) == (400, None)
+        assert b"reads no adapters in this API" in reply.body

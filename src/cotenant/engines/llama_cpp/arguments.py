@@ -105,6 +105,8 @@ def arguments_for(order: EngineOrder, facts: HostFacts, port: int) -> LlamaArgum
         draft_path=order.companions.draft,
         adapters=order.companions.adapters,
         control_vectors=order.companions.control_vectors,
+        # It would continue what another adapter has computed of the same prompt.
+        prompt_cache_mib=0 if order.companions.by_request else PROMPT_CACHE_MIB,
         extra=tuple(order.args),
     )
 

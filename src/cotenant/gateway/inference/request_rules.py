@@ -32,6 +32,9 @@ _NESTED: Final = {
     b"/v1/messages": {_EFFORT: ("output_config", "effort")},
 }
 _RENAMED: Final = {b"/v1/messages": {"stop": "stop_sequences"}}
+_ADAPTERS: Final = "lora"
+_WITHOUT_ADAPTERS: Final = b"/v1/messages"
+"""`server_chat_convert_anthropic_to_oai` of llama-server leaves the field out."""
 _UNRULED: Final = frozenset({b"/tokenize", b"/detokenize"})
 
 
@@ -40,6 +43,11 @@ def ruled(request: Mapping[str, Any], rules: RequestRules, target: Target, name:
     changed = {**request, "model": name}
     if target.path in _UNRULED:
         return changed
+    if _ADAPTERS in rules.set and target.path == _WITHOUT_ADAPTERS:
+        raise BadRequest(
+            "llama.cpp reads no adapters in this API, and other names of this model have some",
+            hint="Use /v1/chat/completions.",
+        )
     for field in rules.strip:
         _remove(changed, field, target.path)
     for field, value in rules.set.items():
