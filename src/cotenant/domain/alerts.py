@@ -13,6 +13,13 @@ class AlertKind(StrEnum):
     RESTART_LOOP = "restart_loop"
     ENGINE_HUNG = "engine_hung"
     OUT_OF_MEMORY = "out_of_memory"
+    NODE_SILENT = "node_silent"
+    NODE_LOST = "node_lost"
+    NODE_TWICE = "node_twice"
+    NODE_VERSION = "node_version"
+    NODE_CLOCK = "node_clock"
+    NODE_LEASE = "node_lease"
+    LAUNCHER_DOWN = "launcher_down"
 
 
 @dataclass(frozen=True, slots=True)

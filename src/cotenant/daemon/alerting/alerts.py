@@ -14,9 +14,10 @@ from urllib.parse import urlsplit
 from cotenant.clock import Clock
 from cotenant.concurrency.broadcast import Broadcast
 from cotenant.config.configuration import AlertSettings
+from cotenant.daemon.alerting.node_conditions import Expected, conditions
 from cotenant.daemon.alerting.rules import AlertRules, CardMemory
 from cotenant.domain.alerts import Alert, AlertKind
-from cotenant.domain.decisions import Decision, DecisionKind
+from cotenant.domain.decisions import Decision, DecisionKind, NodeStatus
 from cotenant.domain.devices import DeviceKind, Inventory
 from cotenant.domain.exit_causes import Cause
 
@@ -115,6 +116,13 @@ class Alerts:
         """Record that the kernel killed a container because memory ran out."""
         text = f"{name} was killed by the kernel: it was out of memory"
         self._publish(self._rules.incident(self._clock.now(), AlertKind.OUT_OF_MEMORY, name, text))
+
+    def nodes(
+        self, nodes: Sequence[NodeStatus], expected: Expected, launcher_problem: str | None = None
+    ) -> None:
+        """Check all machines; `launcher_problem` is why none can be reached, if so."""
+        found = dict(conditions(nodes, expected, self._rules.active, launcher_problem))
+        self._publish(self._rules.nodes(self._clock.now(), found))
 
     async def run(self) -> None:
         """End alerts whose time is over and post alerts to the webhook, until cancelled."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from cotenant.daemon.alerting.node_conditions import OVER, Condition
 from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.units import format_bytes, format_duration
 
@@ -90,6 +91,15 @@ class AlertRules:
             return []
         self._incidents[kind, subject] = now
         return self._begin(now, kind, subject, text)
+
+    def nodes(self, now: float, found: Mapping[Condition, str]) -> list[Alert]:
+        """Record all that is wrong with machines now, in words; what was wrong and is not any more ends."""
+        alerts = [
+            each for (kind, subject), text in found.items() for each in self._begin(now, kind, subject, text)
+        ]
+        for kind, subject in [each for each in self.active if each[0] in OVER and each not in found]:
+            alerts += self._end(now, kind, subject, OVER[kind].format(subject))
+        return alerts
 
     def tick(self, now: float) -> list[Alert]:
         """End the incidents that have not occurred again for ten minutes."""
