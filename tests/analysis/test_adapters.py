@@ -92,6 +92,8 @@ def test_what_is_no_adapter_of_the_model_is_refused(tmp_path: Path, tiny: ModelS
         adapter.on(real_shape("qwen3-30b-a3b"))
     with pytest.raises(UnsupportedModelFile, match="and the model llama of 3"):
         adapter.on(replace(tiny, layers=tiny.layers[:3]))
+    with pytest.raises(UnsupportedModelFile, match="of 256 elements, and the model has 4,096"):
+        adapter.on(real_shape("llama-8b"))
     for file in (model, build_tiny_control_vector(tmp_path / "cv.gguf", n_embd=64)):
         with pytest.raises(UnsupportedModelFile, match="has no control vector of 256 elements"):
             with_control_vectors(tiny, [open_header(file)])

@@ -2,16 +2,22 @@
 
 import gzip
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
+from cotenant.console.app import Console
 from cotenant.domain.decisions import Decision, DecisionKind, DeviceStatus, LeaseStatus, ModelStatus
 from cotenant.domain.devices import GpuProcess
+from cotenant.domain.engines import Adapter, Companions
 from cotenant.domain.fragmentation import Defragmentation, DeviceFragmentation, Fragmentation, ModelMove
+from cotenant.domain.models import Parts, Recipe
+from cotenant.domain.placements import Placement
 from cotenant.domain.units import GIB
-from tests.console.looking import CARD, COLD, LOADING, READY, gateway, look, operator
-from tests.support.daemon.plain_gateway import PlainLessor
+from tests.console.looking import CARD, COLD, LOADING, NOWHERE, READY, gateway, look, operator, served
+from tests.gateway.harness import SlotRouter
+from tests.support.daemon.plain_gateway import PlainLessor, plain_gateway
 from tests.support.daemon.plain_service_operator import PlainServices
 
 HOSTILE = "<img src=x onerror=alert(1)>'\"`{{7*7}}/../&amp;"
@@ -174,6 +180,31 @@ async def test_a_model_is_shown_by_any_of_its_names_and_an_unknown_one_is_404():
     missing = await look(app, "/models/nobody")
     assert missing.status == 404
     assert "is not served here" in missing.text
+
+
+async def test_a_model_shows_what_is_loaded_with_it_and_its_experts_in_host_ram():
+    companions = Companions(
+        draft="/m/small.gguf",
+        adapters=(Adapter("/m/sql.gguf", 0.5),),
+        control_vectors=(Adapter("/m/calm.gguf", -2.0),),
+    )
+    placed = Placement("llama", Recipe(n_cpu_moe=14), 48, 49, (), Parts(weights=GIB))
+    told = operator()
+    for n_cpu_moe, said in (("auto", "of the fewest layers that fit"), (14, "of 14 layers")):
+        model = replace(
+            served("llama", "ready", placement=placed, companions=companions),
+            recipe=Recipe(n_cpu_moe=n_cpu_moe),
+        )
+        app = plain_gateway(
+            SlotRouter(NOWHERE, models=(model,)), told, console=lambda api: Console(api, 0.005)
+        )
+        page = (await look(app, "/models/llama")).text
+        assert said in page
+        assert "the experts of 14 in host RAM" in page
+        for path, scale in (("/m/sql.gguf", "× 0.5"), ("/m/calm.gguf", "× -2.0"), ("/m/small.gguf", "Draft")):
+            assert path in page
+            assert scale in page
+    assert "Loaded with it" not in (await look(gateway(), "/models/llama")).text
 
 
 async def test_without_models_and_devices_pages_say_what_to_do():

@@ -14,7 +14,7 @@ from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.domain.units import GIB, MIB
 from cotenant.planning.advice import plan
 from cotenant.planning.budgets import BudgetRules
-from cotenant.planning.host_memory import held_bytes, placement_bytes
+from cotenant.planning.host_memory import held_bytes, on_host, placement_bytes
 from cotenant.planning.planner import PlanRequest, leave_to_engine, place
 from cotenant.planning.speed import HOST_BYTES_PER_S, most_tokens_per_s
 from tests.support.models.shapes import dense, gpu
@@ -129,6 +129,25 @@ def test_experts_are_held_in_host_ram_where_there_is_room_and_claimed() -> None:
         refused = plan(replace(request, recipe=replace(AUTO, **held)), cards, RULES, host(2 * GIB))  # type: ignore[arg-type]
         assert isinstance(refused, Refusal)
         assert "of host RAM and 2.0 GiB may be used" in refused.reason
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_on_a_gpu_that_shares_host_ram_experts_take_as_much_of_the_pool_in_either_place(mmap: bool) -> None:
+    card = gpu(0, 12 * GIB)
+    pool = replace(card, device=replace(card.device, unified=True))
+    whole = placed(mixture(), Recipe(mmap=mmap), pool)
+    some = on_host(placed(mixture(), Recipe(n_cpu_moe=5, mmap=mmap), pool), pool)
+    assert isinstance(whole, Placement)
+    assert isinstance(some, Placement)
+    taken, before = placement_bytes(some), placement_bytes(whole)
+    assert taken.keys() == before.keys()
+    assert 0 <= taken[pool.device.id] - before[pool.device.id] < 400 * MIB
+    assert some.recipe.mmap is mmap
+    small = replace(pool, budget_bytes=8 * GIB)
+    refused = plan(PlanRequest("m", mixture(), Recipe(mmap=mmap)), [small], RULES, small)
+    assert isinstance(refused, Refusal)
+    assert not any("--n-cpu-moe" in each.flags for each in refused.remedies)
+    assert isinstance(placed(mixture(), AUTO, small), Refusal)
 
 
 def test_a_refusal_says_how_many_experts_would_have_to_stay_and_how_fast_it_is_then() -> None:

@@ -24,6 +24,7 @@ _POOLING_RANK: Final = 4
 _BLOCK: Final = re.compile(r"(?:enc\.|dec\.)?blk\.(\d{1,9})\.(.+)")
 _EXPERTS: Final = re.compile(r"ffn_(?:up|down|gate|gate_up)_(?:ch)?exps\.|ffn_(?:up|down|gate)\.\d+\.")
 _DENSE_FFN: Final = re.compile(r"ffn_(?:up|down)\.(?:weight|bias)")
+_READS_HIDDEN: Final = re.compile(r"\.(?:attn_[qkv]|ffn_(?:up|gate))\.weight\.lora_a$")
 _INPUT: Final = frozenset(["token_embd", "position_embd", "token_types", "per_layer_token_embd"])
 _FIRST_BLOCK: Final = frozenset(
     ["token_embd_norm", "per_layer_model_proj", "per_layer_proj_norm", "hrm.z_l_init", "nextn.pre_projection"]
@@ -253,7 +254,8 @@ class AdapterSizes:
     """Bytes of a LoRA adapter, by the tensors of the model that they go with, padded as on a device.
 
     llama.cpp puts both matrices of a pair where the tensor is (`llama-adapter.cpp`); those of the output
-    layer and of the token embedding are apart. `experts` are the part of `blocks` in routed experts.
+    layer and of the token embedding are apart. `experts` are the part of `blocks` in routed experts. `n_embd`
+    is the width of the model that it is for, None if no matrix tells.
     """
 
     architecture: str
@@ -262,6 +264,7 @@ class AdapterSizes:
     input_bytes: int
     output_bytes: int
     tensor_bytes: int
+    n_embd: int | None = None
 
     def on(self, shape: ModelShape) -> ModelShape:
         """Return a model's shape with the adapter in it. Raises UnsupportedModelFile if it is not of it."""
@@ -270,6 +273,11 @@ class AdapterSizes:
             raise UnsupportedModelFile(
                 f"the adapter is for {self.architecture} of {last + 1} blocks or more, and the model "
                 f"{shape.architecture} of {shape.n_layers}",
+                hint="Give an adapter that was trained for this model.",
+            )
+        if self.n_embd not in (None, shape.n_embd):
+            raise UnsupportedModelFile(
+                f"the adapter is for a model of {self.n_embd:,} elements, and the model has {shape.n_embd:,}",
                 hint="Give an adapter that was trained for this model.",
             )
         layers = tuple(
@@ -314,6 +322,7 @@ def adapter_sizes(header: GgufHeader) -> AdapterSizes:
         _sum(shares.input),
         _sum(shares.output),
         sum(tensor.n_bytes for tensor in pairs),
+        next((t.dims[0] for t in header.tensors if _READS_HIDDEN.search(t.name)), None),
     )
 
 

@@ -14,9 +14,13 @@ def held_bytes(placement: Placement) -> int:
     The kernel can take back pages of a mapped file, and reads them again when they are used. On a GPU that
     shares host RAM it is planned with the rest.
     """
-    if any(share.device.unified for share in placement.used_shares):
+    if _shares_memory(placement):
         return 0
     return unmapped_bytes(placement.host, placement.recipe)
+
+
+def _shares_memory(placement: Placement) -> bool:
+    return any(share.device.unified for share in placement.used_shares)
 
 
 def unmapped_bytes(parts: Parts, recipe: Recipe) -> int:
@@ -45,7 +49,8 @@ def on_host(placement: Placement | Refusal, host: Budget | None) -> Placement | 
     if host is None or isinstance(placement, Refusal):
         return placement
     recipe = placement.recipe
-    if recipe.n_cpu_moe and recipe.mmap and placement.host.total <= host.budget_bytes:
+    has_room = placement.host.total <= host.budget_bytes and not _shares_memory(placement)
+    if recipe.n_cpu_moe and recipe.mmap and has_room:
         # Every token reads experts: they are held where there is room, and not given back and read again.
         placement = replace(placement, recipe=replace(recipe, mmap=False))
     held, room = held_bytes(placement), host.budget_bytes

@@ -328,6 +328,8 @@ class _Attempt:
         own = overhead_bytes(budget.device, self.rules, self.request.recipe.engine)
         if budget.device.unified:
             own += unmapped_bytes(costs.host(many=False), self.request.recipe)
+            # Every token reads experts: they take as much of the pool wherever they are, mapped or not.
+            own += costs.hosted_experts if self.request.recipe.mmap and not self.request.recipe.mlock else 0
         return own
 
     def _placement(
