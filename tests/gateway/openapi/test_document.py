@@ -162,6 +162,11 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", "409", "422"]
 include-name = "POST /api/system/gpu-config/preview"
 checks.positive_data_acceptance.expected-statuses = ["2xx", "422"]
 
+# Nor that no key has the name yet.
+[[operations]]
+include-name = "POST /api/keys"
+checks.positive_data_acceptance.expected-statuses = ["2xx", "400"]
+
 # Nor that one model is named, that GPUs are described, and that octets are a header, as long as is said.
 [[operations]]
 include-name = ["POST /api/plan", "POST /api/plan/headers"]

@@ -297,6 +297,10 @@ async def test_a_scrape_of_fifty_models_asks_once_for_each_fact_and_leases_nothi
     [
         (b"", 0, 0),
         (b'{"usage":{"prompt_tokens":9,"completion_tokens":4,"total_tokens":13}}', 9, 4),
+        (b'{"usage": {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}}', 9, 4),
+        (b'{"usage": {"total_tokens": 13, "completion_tokens": 4, "prompt_tokens": 9}}', 9, 4),
+        (b'{"usage": {"input_tokens": 9, "output_tokens": 4}}', 9, 4),
+        (b'{"usage":null}\n\n{"usage": {"prompt_tokens": 9, "total_tokens": 9}}', 9, 0),
         (b'{"timings":{"cache_n":3,"prompt_n":4,"predicted_n":5,"predicted_ms":0}}', 7, 5),
         (b'{"usage":{"prompt_tokens":null}}', 0, 0),
         (b'{"text":"\\"usage\\":{\\"prompt_tokens\\":1,\\"completion_tokens\\":1"}', 0, 0),

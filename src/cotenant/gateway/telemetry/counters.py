@@ -19,12 +19,19 @@ _WAIT_BOUNDS_S: Final = (0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 
 _FIRST_TOKEN_BOUNDS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _SPEED_BOUNDS: Final = (1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0)
 # Inside a generated text the quotes are escaped, so only the engine's own fields match.
+# Servers in Python put a space after each colon.
 _USAGE: Final = re.compile(
-    rb'"usage":{"(prompt|completion)_tokens":(\d+),"(?:prompt|completion)_tokens":(\d+)'
+    rb'"usage": ?{\s*"(prompt|completion)_tokens": ?(\d+),\s*"(?:prompt|completion)_tokens": ?(\d+)'
 )
-_COUNTS: Final = re.compile(rb'"(\w+)":(\d+)')
-_PROMPT_COUNTS: Final = (b"input_tokens", b"cache_read_input_tokens", b"cache_creation_input_tokens")
-"""In Anthropic's usage, the input excludes cached tokens; OpenAI's responses have only the first field."""
+_COUNTS: Final = re.compile(rb'"(\w+)": ?(\d+)')
+_PROMPT_COUNTS: Final = (
+    b"prompt_tokens",
+    b"input_tokens",
+    b"cache_read_input_tokens",
+    b"cache_creation_input_tokens",
+)
+"""In Anthropic's usage, the input excludes cached tokens; OpenAI's responses have only the second field."""
+_ANSWER_COUNTS: Final = (b"completion_tokens", b"output_tokens")
 _TIMINGS: Final = re.compile(rb'"(cache_n|prompt_n|predicted_n|predicted_ms)":(\d+(?:\.\d+)?)')
 
 
@@ -56,7 +63,7 @@ class ModelCounters:
         """
         before = self.prompt_tokens, self.completion_tokens
         tail = answer_end[-TAIL_BYTES:]
-        usage = tail.rfind(b'"usage":{')
+        usage = max(tail.rfind(b'"usage":{'), tail.rfind(b'"usage": {'))
         counts = _USAGE.match(tail, usage) if usage >= 0 else None
         if counts:
             first, tokens, others = counts.groups()
@@ -64,7 +71,7 @@ class ModelCounters:
             self.prompt_tokens += int(prompt)
             self.completion_tokens += int(completion)
         elif usage >= 0:
-            self._read_input_and_output(tail[usage : usage + _USAGE_BYTES])
+            self._read_counts(tail[usage : usage + _USAGE_BYTES])
         timings = tail.rfind(b'"timings":{')
         if timings >= 0:
             self._read_timings(dict(_TIMINGS.findall(tail, timings)), counted=usage >= 0)
@@ -78,16 +85,16 @@ class ModelCounters:
         before = self.prompt_tokens, self.completion_tokens
         usage = answer_start.find(b'"usage":{')
         if usage >= 0:
-            self._read_input_and_output(answer_start[usage : usage + _USAGE_BYTES])
+            self._read_counts(answer_start[usage : usage + _USAGE_BYTES])
         return self._since(*before)
 
     def _since(self, prompt_tokens: int, completion_tokens: int) -> tuple[int, int]:
         return self.prompt_tokens - prompt_tokens, self.completion_tokens - completion_tokens
 
-    def _read_input_and_output(self, usage: bytes) -> None:
+    def _read_counts(self, usage: bytes) -> None:
         counts = dict(_COUNTS.findall(usage.partition(b"}")[0]))
         self.prompt_tokens += sum(int(counts.get(name, 0)) for name in _PROMPT_COUNTS)
-        self.completion_tokens += int(counts.get(b"output_tokens", 0))
+        self.completion_tokens += sum(int(counts.get(name, 0)) for name in _ANSWER_COUNTS)
 
     def _read_timings(self, timings: Mapping[bytes, bytes], *, counted: bool) -> None:
         tokens, seconds = int(timings.get(b"predicted_n", 0)), float(timings.get(b"predicted_ms", 0)) / 1000
