@@ -18,6 +18,7 @@ def test_every_state_has_a_tone_and_none_of_them_is_a_failure_by_itself() -> Non
         "cold": "quiet",
         "loading": "busy",
         "ready": "good",
+        "suspended": "busy",
         "draining": "busy",
         "unloading": "busy",
         "reclaiming": "busy",

@@ -24,7 +24,10 @@ async def show(request: PageRequest) -> View:
     memory = await request.api.find("/api/devices", {"devices": []})
     devices, fragmentation = memory["devices"], memory.get("fragmentation")
     # The API lists devices in planning order, which changes as they fill.
-    devices = sorted(devices, key=lambda device: (device["index"] is None, device["index"] or 0))
+    devices = sorted(
+        devices, key=lambda each: (each.get("node") or "", each["index"] is None, each["index"] or 0)
+    )
+    nodes = (await request.api.find("/api/nodes", {"nodes": []}))["nodes"]
     gain = await request.api.find_cached("/api/defragmentation", 2.0)
     history = await request.api.find("/api/history", {})
     decisions = (await request.api.find("/api/decisions?limit=60", {"decisions": []}))["decisions"]
@@ -62,7 +65,15 @@ async def show(request: PageRequest) -> View:
                 ],
             ),
             "cards": await device_rows(
-                request, "cards", "card", devices, tenants, colours, plot=True, fragmentation=fragmentation
+                request,
+                "cards",
+                "card",
+                devices,
+                tenants,
+                colours,
+                plot=True,
+                fragmentation=fragmentation,
+                nodes=nodes,
             ),
             "models": Rows("models", rows),
             "decisions": Rows("decisions", [decision_part(each) for each in reversed(decisions)]),

@@ -14,7 +14,8 @@ Json = Mapping[str, Any]
 
 RAM: Final = "RAM"
 HOST: Final = "host RAM"
-_BUSY: Final = frozenset({"loading", "draining", "unloading", "reclaiming"})
+_SILENT: Final = ("suspect", "lost")
+_BUSY: Final = frozenset({"loading", "suspended", "draining", "unloading", "reclaiming"})
 _TONES: Final = {"ready": "good", **dict.fromkeys(_BUSY, "busy")}
 
 
@@ -50,8 +51,13 @@ def last_rates(history: Json) -> Mapping[str, float | None]:
 
 
 def short_names(devices: Sequence[Json]) -> Mapping[str, str]:
-    """Return the short names of devices by UUID: their index, or `RAM`."""
-    return {device["uuid"]: RAM if device["index"] is None else str(device["index"]) for device in devices}
+    """Return the short names of devices by UUID: their index, `b:0` on a machine among others, or `RAM`."""
+
+    def name(device: Json) -> str:
+        own = RAM if device["index"] is None else str(device["index"])
+        return f"{device['node']}:{own}" if device.get("node") else own
+
+    return {device["uuid"]: name(device) for device in devices}
 
 
 def model_facts(model: Json, rates: Mapping[str, float | None], names: Mapping[str, str]) -> dict[str, Any]:
@@ -120,8 +126,12 @@ async def device_rows(
     *,
     plot: bool = False,
     fragmentation: Json | None = None,
+    nodes: Sequence[Json] = (),
 ) -> Rows:
-    """Return devices as cards: sensors and who uses their memory; `plot` adds the last ten minutes."""
+    """Return devices as cards: sensors and who uses their memory; `plot` adds the last ten minutes.
+
+    Of several machines (`nodes`), each comes with a heading before its devices.
+    """
     parts = fragmentation["by_device"] if fragmentation else {}
     services = await _services_by_gpu(request)
     shown = [
@@ -136,8 +146,11 @@ async def device_rows(
         "left_out",
         "drain",
         "unified",
+        "node",
     ]
-    rows = []
+    rows: list[Part] = []
+    silent = {node["name"] for node in nodes if node["state"] in _SILENT}
+    by_node: dict[str | None, list[Part]] = {None: rows, **{node["name"]: [_node(node)] for node in nodes}}
     for device in devices:
         free, total = device["free_bytes"], device["total_bytes"]
         facts = {
@@ -151,14 +164,24 @@ async def device_rows(
             "segments": segments(
                 device,
                 models,
-                services.get(device["index"]),
+                # Services are on the daemon's own machine.
+                None if device.get("node") else services.get(device["index"]),
                 colours,
                 parts.get(device["uuid"], {}).get("stranded_bytes", 0),
             ),
             "plot": plot,
+            "silent": device.get("node") in silent,
         }
-        rows.append(Part(f"{prefix}-{as_segment(device['uuid'])}", "device_card.html", {"card": facts}))
-    return Rows(target, rows)
+        card = Part(f"{prefix}-{as_segment(device['uuid'])}", "device_card.html", {"card": facts})
+        by_node.setdefault(device.get("node"), []).append(card)
+    return Rows(target, [each for members in by_node.values() for each in members])
+
+
+def _node(node: Json) -> Part:
+    """Return the heading of a machine's devices; one that does not answer has its age there."""
+    facts = {key: node[key] for key in ("name", "state", "cards", "engines", "warnings")}
+    facts["silent"] = in_coarse(node["silent_s"]) if node["state"] in _SILENT else ""
+    return Part(f"node-{as_segment(node['name'])}", "node_head.html", {"node": facts})
 
 
 def moves_part(defragmentation: Json | None) -> Part:

@@ -1,0 +1,54 @@
+"""The overview of several machines: cards by machine, and one that is silent greyed, with its age."""
+
+from dataclasses import replace
+
+from cotenant.domain.decisions import NodeState
+from tests.console.looking import CARD, COLD, READY, gateway, look, operator
+from tests.console.test_pages import HOSTILE, Outline
+from tests.support.daemon.plain_nodes import READY as NODE_A
+from tests.support.daemon.plain_nodes import SILENT as NODE_B
+from tests.support.daemon.plain_nodes import PlainNodes
+
+ON_A, ON_B = replace(CARD, node="a"), replace(CARD, uuid="GPU-b", node="b")
+SECOND_OF_A = replace(CARD, uuid="GPU-c", index=1, node="a")
+ON_NODE_B = replace(READY, state="suspended", devices=("GPU-b",), node="b")
+
+
+async def overview(*nodes) -> str:
+    told = operator(ON_NODE_B, COLD, devices=(ON_B, SECOND_OF_A, ON_A))
+    page = await look(gateway(told, nodes=PlainNodes(*nodes)), "/")
+    assert page.status == 200
+    Outline(page.text)
+    return page.text
+
+
+async def test_cards_stand_under_their_machine_and_a_silent_one_is_greyed_with_its_age() -> None:
+    html = await overview(NODE_A, NODE_B, replace(NODE_B, name="c", state=NodeState.LOST, silent_s=700.0))
+    order = ["node-a", "card-GPU-a", "card-GPU-c", "node-b", "card-GPU-b", "node-c"]
+    places = [html.index(f'id="{each}"') for each in order]
+    assert places == sorted(places)
+    assert 'id="card-GPU-b" class="card silent"' in html
+    assert 'id="card-GPU-a" class="card"' in html
+    assert 'id="node-b" class="node silent"' in html
+    assert "has not answered for 4 s" in html
+    assert "has not answered for 11 min" in html, "one that is lost is not hidden"
+    assert "its clock is 3 s ahead" in html
+    assert "b GPU 0" in html
+    assert 'aria-label="Free machine a"' in html
+    assert 'aria-label="Free machine b"' not in html
+
+
+async def test_a_drained_machine_can_be_used_again() -> None:
+    html = await overview(replace(NODE_A, state=NodeState.DRAINED), NODE_B)
+    assert 'hx-post="/api/nodes/a/undrain"' in html
+
+
+async def test_names_of_machines_are_text_only() -> None:
+    html = await overview(replace(NODE_A, name=HOSTILE, warnings=(HOSTILE,)))
+    assert HOSTILE not in html
+
+
+async def test_of_one_machine_nothing_is_said_of_machines() -> None:
+    page = await look(gateway(operator()), "/")
+    assert 'class="node' not in page.text
+    assert "card silent" not in page.text
