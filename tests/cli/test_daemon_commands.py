@@ -15,7 +15,14 @@ import pytest
 
 from cotenant.cli.main import main
 from cotenant.clock import SystemClock
-from cotenant.domain.decisions import Decision, DecisionKind, LoadProgress, ModelStatus, WarmStatus
+from cotenant.domain.decisions import (
+    Decision,
+    DecisionKind,
+    LoadProgress,
+    ModelStatus,
+    SlotStatus,
+    WarmStatus,
+)
 from cotenant.domain.errors import DoesNotFit
 from cotenant.domain.fragmentation import (
     Defragmentation,
@@ -145,14 +152,16 @@ def test_ps_tells_free_memory_that_no_model_could_use(operator, capsys):
 def test_ps_shows_what_of_the_files_is_in_ram(operator, capsys):
     operator.models["cold"] = ModelStatus("cold", "cold", warm_bytes=3 * GIB)
     operator.kept = WarmStatus(8 * GIB, 3 * GIB, {"cold": 3 * GIB}, "org/llama is loading")
+    operator.slots = SlotStatus(4 * GIB, 2, GIB)
     with running(operator) as address:
         assert main(["ps", "--address", address]) == 0
-        _, _, cold, kept, *_ = capsys.readouterr().out.splitlines()
+        _, _, cold, kept, slots, *_ = capsys.readouterr().out.splitlines()
         assert main(["ps", "--address", address, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["warm"]["kept_bytes"] == 3 * GIB
     assert cold.split()[:7] == ["cold", "cold", "-", "-", "-", "3.0", "GiB"]
     paused = "nothing is read ahead now: org/llama is loading"
     assert kept == f"Model files kept in host RAM: 3.0 GiB, at most 8.0 GiB; {paused}"
+    assert slots == "KV caches kept of unloaded models: 1.0 GiB of 2 conversations"
 
 
 def test_ps_tells_how_far_a_load_is_and_how_busy_a_card(operator, capsys):

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.daemon.serving import Serving
 
+EAGER = "tests.support.daemon.eager_slots"
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 
@@ -38,7 +39,7 @@ def test_a_model_that_made_room_finds_its_conversation_again(tmp_path: Path, mod
     said = " ".join(rng.choice("bdgkl") + rng.choice("aeiou") for _ in range(600))
     talk = [{"role": "user", "content": said}]
     argv = ["serve", "--config", str(config), "--port", "0"]
-    with Serving(argv, tmp_path / "state") as daemon:
+    with Serving(argv, tmp_path / "state", module=EAGER) as daemon:
         answer, cached = ask(daemon, "a", talk)
         assert cached == 0
         ask(daemon, "b", [{"role": "user", "content": "ba"}])

@@ -21,6 +21,8 @@ SAVE_WITHIN_S: Final = 2.0
 """The longest that an unload waits for its slots."""
 RESTORE_WITHIN_S: Final = 2.0
 """The longest that a load waits for its slots."""
+_ASK_WITHIN_S: Final = 0.5
+"""The part of it in which it must say what its slots hold."""
 LEAST_PREFILL_S: Final = 0.05
 """What is computed again sooner is not worth a file."""
 _WORTH: Final = 3.0
@@ -134,7 +136,7 @@ class EngineSlots:
 
     async def _idle_slots(self, endpoint: Endpoint) -> list[tuple[int, int]]:
         """Return the number and the tokens of each slot that does nothing, the last used first."""
-        answer = await probe_ok(endpoint, "/slots", timeout_s=SAVE_WITHIN_S / 4)
+        answer = await probe_ok(endpoint, "/slots", timeout_s=_ASK_WITHIN_S)
         try:
             slots: list[dict[str, Any]] = [] if answer is None else json.loads(answer.body)
             idle = [slot for slot in slots if not slot["is_processing"]]
@@ -148,7 +150,7 @@ class EngineSlots:
 
     async def _seconds_per_token(self, endpoint: Endpoint) -> float | None:
         """Return how long it, or an earlier engine, computed for each token of prompts; None if unknown."""
-        answer = await probe_ok(endpoint, "/metrics", timeout_s=SAVE_WITHIN_S / 4)
+        answer = await probe_ok(endpoint, "/metrics", timeout_s=_ASK_WITHIN_S)
         text = "" if answer is None else answer.body.decode("utf-8", "replace")
         tokens, seconds = _TOKENS.search(text), _SECONDS.search(text)
         if tokens and seconds and float(tokens[1]) >= _LEAST_TOKENS:
