@@ -162,6 +162,11 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", "409", "422"]
 include-name = "POST /api/system/gpu-config/preview"
 checks.positive_data_acceptance.expected-statuses = ["2xx", "422"]
 
+# Nor that there is such a machine.
+[[operations]]
+include-name = ["DELETE /api/nodes/{name}", "POST /api/nodes/{name}/drain", "POST /api/nodes/{name}/undrain"]
+warnings = false
+
 # Nor that no key has the name yet.
 [[operations]]
 include-name = "POST /api/keys"

@@ -57,7 +57,7 @@ HTTP_PROBLEMS: Final[dict[type[CotenantError], HttpProblem]] = {
     errors.BadQuantity: _INVALID_REQUEST,
     errors.BadDeviceSpec: _INVALID_REQUEST,
     errors.UnknownDevice: _INVALID_REQUEST,
-    errors.UnknownNode: _INVALID_REQUEST,
+    errors.UnknownNode: HttpProblem(404, _INVALID),
     errors.BadRecipe: _INVALID_REQUEST,
     errors.BadSplit: _INVALID_REQUEST,
     errors.BadHubName: HttpProblem(400, _INVALID, param="model"),
