@@ -94,6 +94,13 @@ def test_what_is_no_adapter_of_the_model_is_refused(tmp_path: Path, tiny: ModelS
         adapter.on(replace(tiny, layers=tiny.layers[:3]))
     with pytest.raises(UnsupportedModelFile, match="of 256 elements, and the model has 4,096"):
         adapter.on(real_shape("llama-8b"))
+    for file, key in (
+        (tmp_path / "a.gguf", "lora"),
+        (build_tiny_control_vector(tmp_path / "c"), "control_v"),
+    ):
+        with pytest.raises(UnsupportedModelFile) as raised:
+            load_model(file)
+        assert f"Give it as `{key}" in raised.value.hint
     for file in (model, build_tiny_control_vector(tmp_path / "cv.gguf", n_embd=64)):
         with pytest.raises(UnsupportedModelFile, match="has no control vector of 256 elements"):
             with_control_vectors(tiny, [open_header(file)])

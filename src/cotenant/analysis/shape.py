@@ -195,8 +195,11 @@ def _projector_shape(hp: Hyperparameters) -> ModelShape:
 def _refuse_other_files(hp: Hyperparameters) -> None:
     name, kind = hp.header.source_name, hp.text("general.type")
     what = arch.NOT_TEXT.get(hp.architecture) or arch.DRAFTS.get(hp.architecture)
+    hint = "Give the GGUF file of the model itself."
     if kind == "adapter" or hp.has("adapter.type"):
-        what = "a LoRA adapter"
+        what, hint = "a LoRA adapter", "Give it as `lora:` of its model."
+    elif hp.architecture == "controlvector":
+        what, hint = "a control vector", "Give it as `control_vectors:` of its model."
     elif kind == "imatrix" or hp.has("imatrix.datasets"):
         what = "an importance matrix, used for quantising"
     elif not hp.architecture:
@@ -208,7 +211,7 @@ def _refuse_other_files(hp: Hyperparameters) -> None:
     if what:
         raise UnsupportedModelFile(
             f"{name} is {what}, not a model that can be served",
-            hint="Give the GGUF file of the model itself.",
+            hint=hint,
         )
 
 

@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from cotenant.cli.flags import file_path, kept_to, measured, read_inventory, switch
@@ -269,6 +269,7 @@ def _model_json(row: ModelOutlook, error: float | None) -> dict[str, Any]:
         "variants": list(model.variants),
         "path": model.path and str(model.path),
         "projector_path": model.projector_path and str(model.projector_path),
+        "companions": asdict(model.companions),
         "engine": model.recipe.engine,
         **attributes(model.shape, "kind quantisation file_bytes"),
         "needed_bytes": row.needed_bytes,
