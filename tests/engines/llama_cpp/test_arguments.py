@@ -8,7 +8,7 @@ import pytest
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import Companions, EngineBuild, EngineDevice, EngineForm
 from cotenant.domain.errors import BadRecipe
-from cotenant.domain.models import CacheType, FlashAttention, ModelKind, SplitMode
+from cotenant.domain.models import CacheType, FlashAttention, ModelKind, Parts, SplitMode
 from cotenant.domain.placements import Budget
 from cotenant.domain.units import GIB, MIB
 from cotenant.engines.launch.plan import visible_devices
@@ -177,3 +177,11 @@ def test_a_split_that_does_not_sum_is_refused() -> None:
     order = gpu_order((20, 13))
     with pytest.raises(BadRecipe, match="sums to 33 layers, not to the 32"):
         validate(replace(order, placement=replace(order.placement, n_gpu_layers=32)))
+
+
+@pytest.mark.parametrize(("kv_mib", "kept"), [(0, False), (512, False), (513, True)])
+def test_idle_slots_keep_what_the_cache_of_prompts_has_no_room_for(kv_mib: int, kept: bool) -> None:
+    order = gpu_order((33,))
+    on_card = replace(order.placement.shares[0], parts=Parts(kv=kv_mib * MIB))
+    order = replace(order, placement=replace(order.placement, shares=(on_card,)))
+    assert arguments_for(order, FACTS, 1).keeps_idle_slots is kept

@@ -11,8 +11,10 @@ import pytest
 
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.launching import SlotCache
-from cotenant.domain.models import CacheType
+from cotenant.domain.models import CacheType, Parts
+from cotenant.domain.units import MIB
 from cotenant.engines.llama_cpp import slots as llama_slots
+from cotenant.engines.llama_cpp.arguments import PROMPT_CACHE_MIB
 from cotenant.engines.llama_cpp.engine import LlamaEngine, LlamaHost
 from cotenant.engines.llama_cpp.slots import EngineSlots
 from cotenant.engines.process.slot_store import SlotStore
@@ -44,13 +46,17 @@ def words(rng: random.Random, count: int) -> dict[str, str]:
 class Bed:
     """Starts engines of one model, one after another, which hand their slots on."""
 
-    def __init__(self, folder: Path, server: Path | None, **recipe: Any) -> None:
+    def __init__(self, folder: Path, server: Path | None, *, large: bool = False, **recipe: Any) -> None:
         self.store = SlotStore.open(folder / "store", 1 << 30)
         self.host = LlamaHost(inputs(folder, llama_server=server, slots=self.store))
         model = build_tiny_llama(folder / "tiny.gguf")
         self.order: EngineOrder = replace(
             host_order(model, **{"n_ctx": 4096, "parallel": 2, **recipe}), slot_cache=CACHE
         )
+        if large:
+            # By its plan, the cache of prompts has no room for what slots hold.
+            kv = Parts(kv=PROMPT_CACHE_MIB * MIB + 1)
+            self.order = replace(self.order, placement=replace(self.order.placement, host=kv))
 
     async def start(self, **changes: Any) -> LlamaEngine:
         engine = await self.host.start(replace(self.order, **changes))
@@ -71,6 +77,7 @@ def worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("embedded", {}),
         ("embedded", {"kv_unified": False, "cache_type_k": CacheType.Q8_0, "cache_type_v": CacheType.Q8_0}),
+        ("embedded", {"large": True}),
         ("server", {}),
     ],
 )
@@ -79,8 +86,8 @@ def test_conversations_go_on_after_a_swap_as_if_nothing_had_happened(
 ) -> None:
     bed = Bed(tmp_path, real_server() if kind == "server" else None, **recipe)
 
-    # One cache for all slots keeps the last conversation only.
-    kept = 1 if bed.order.placement.recipe.kv_unified else 2
+    # A small cache for all slots keeps the last conversation only.
+    kept = 1 if bed.order.placement.recipe.kv_unified and not recipe.get("large") else 2
 
     async def main() -> None:
         rng = random.Random(5)

@@ -7,7 +7,7 @@ from cotenant.domain.devices import DeviceKind
 from cotenant.domain.engines import Adapter
 from cotenant.domain.errors import BadRecipe
 from cotenant.domain.models import ModelKind, Recipe, SplitMode, check_recipe
-from cotenant.domain.placements import MAX_DEVICES, Share
+from cotenant.domain.placements import MAX_DEVICES, Placement, Share
 from cotenant.domain.units import MIB
 from cotenant.engines.launch.plan import fit_shares, visible_devices
 from cotenant.engines.llama_cpp.host_facts import HostFacts
@@ -35,6 +35,7 @@ class LlamaArguments:
     `host_tensors` is a pattern of tensors that stay in host RAM, empty for none.
     If `n_gpu_layers` is None, it fits the layers itself and keeps `fit_margins_mib` free on each device.
     A draft is whole on `draft_device`, the engine's name of its first GPU, empty for the only one.
+    With `keeps_idle_slots` a slot keeps its cache while others work; else that goes to the cache of prompts.
     In `slot_folder` it saves slots, None if it is to save none. `extra` comes last, as written.
     """
 
@@ -62,6 +63,7 @@ class LlamaArguments:
     host: str = LOOPBACK
     prompt_cache_mib: int = PROMPT_CACHE_MIB
     verbosity: int = BUFFER_LINES
+    keeps_idle_slots: bool = False
     slot_folder: str | None = None
     extra: tuple[str, ...] = ()
 
@@ -101,6 +103,8 @@ def arguments_for(order: EngineOrder, facts: HostFacts, port: int) -> LlamaArgum
         host_tensors=expert_pattern(experts) if experts else "",
         embedding=order.kind is ModelKind.EMBEDDING,
         rerank=order.kind is ModelKind.RERANK,
+        # The engine empties idle slots also if its cache of prompts has no room for what was in them.
+        keeps_idle_slots=_kv_bytes(placement) > PROMPT_CACHE_MIB * MIB,
         projector_path=None if order.projector_path is None else str(order.projector_path),
         draft_path=order.companions.draft,
         adapters=order.companions.adapters,
@@ -132,3 +136,7 @@ def validate(order: EngineOrder) -> None:
 def _margin_mib(share: Share) -> int:
     free, budget = share.budget.free_bytes, share.budget.budget_bytes
     return DEFAULT_MARGIN_MIB if free is None else max(0, free - budget) // MIB
+
+
+def _kv_bytes(placement: Placement) -> int:
+    return placement.host.kv + sum(share.parts.kv for share in placement.used_shares)

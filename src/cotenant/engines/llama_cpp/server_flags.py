@@ -151,6 +151,8 @@ def _memory(arguments: LlamaArguments, flags: ServerFlags) -> Iterator[str]:
         if recipe.mlock:
             yield from flags.required(("--mlock",))
     yield from flags.optional(("--cache-ram", "-cram"), arguments.prompt_cache_mib)
+    if arguments.keeps_idle_slots:
+        yield from flags.optional(("--no-cache-idle-slots",))
     if arguments.slot_folder is not None:
         yield from flags.optional((SLOT_FOLDER,), f"{arguments.slot_folder}/")
     if arguments.projector_path is not None:

@@ -79,6 +79,7 @@ def _fill(xlc: Any, params: Any, arguments: dict[str, Any]) -> None:
     params.load_mode = _member(xlc, "llama_load_mode", _LOAD_MODES[recipe["mmap"], recipe["mlock"]])
     params.no_extra_bufts = not arguments["repack"]
     params.cache_ram_mib = arguments["prompt_cache_mib"]
+    params.cache_idle_slots = not arguments["keeps_idle_slots"]
     if arguments["slot_folder"] is not None:
         params.slot_save_path = f"{arguments['slot_folder']}/"
     params.embedding = arguments["embedding"] or arguments["rerank"]
