@@ -13,7 +13,7 @@ from cotenant.config.configuration import FileSignature, ModelEntry
 from cotenant.daemon.core.fleet import slot_cache
 from cotenant.daemon.monitors.slot_keeper import SlotKeeper, open_slot_store
 from cotenant.domain.engine_kinds import EngineKind
-from cotenant.domain.engines import Companions
+from cotenant.domain.engines import Adapter, Companions
 from cotenant.domain.models import AttentionKind, CacheType, LayerShape, ModelKind, Recipe
 from cotenant.engines.process.slot_store import SlotStore
 from tests.support.models.shapes import dense, shape
@@ -119,9 +119,10 @@ def test_a_cache_that_holds_only_its_end_cannot_be_restored(wrong: Any) -> None:
     [
         replace(ENTRY, projector_path=Path("/mmproj.gguf")),
         replace(ENTRY, companions=Companions(draft="/draft.gguf")),
+        replace(ENTRY, companions=Companions(adapters=(Adapter("/lora.gguf"),), by_request=True)),
         replace(ENTRY, shape=replace(SHAPE, kind=ModelKind.EMBEDDING)),
     ],
-    ids=["a projector", "a draft", "embeddings"],
+    ids=["a projector", "a draft", "an adapter", "embeddings"],
 )
 def test_models_whose_engine_cannot_restore_are_left_out(entry: ModelEntry) -> None:
     assert slot_cache(entry, Recipe()) is None

@@ -89,7 +89,8 @@ class EngineSlots:
         loop = asyncio.get_running_loop()
         began_at = loop.time()
         saved: list[tuple[int, int]] = []
-        idle, per_token_s = await self._idle_slots(endpoint), await self._seconds_per_token(endpoint)
+        idle = await self._idle_slots(endpoint)
+        per_token_s = await self._seconds_per_token(endpoint) if idle else None
         # What was used last gets the latest name, so that it is restored first.
         names = [self.store.next_name() for _ in idle]
         for number, tokens in idle if per_token_s is not None else ():
