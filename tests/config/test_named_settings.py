@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import cotenant
-from cotenant.config.schema import Section, Settings, sections_in
+from cotenant.config.schema import Settings
+from cotenant.config.sections import Section, sections_in
 
 SOURCE = Path(cotenant.__file__).parent
 NAMED = re.compile(r"`([a-z_]+(?:\.[a-z_]+)*)(?::[^`]*)?`")

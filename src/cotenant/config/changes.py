@@ -24,6 +24,7 @@ _ORIGINS = {"from_folder", "stated_is_guess"}
 """With the rules, the fields of ModelEntry that the running engine does not depend on."""
 _AT_ONCE = {
     "models_dir",
+    "groups",
     "ollama",
     "devices.drain",
     "server.api_keys",
@@ -89,6 +90,6 @@ def _changed_settings(old: Configuration, new: Configuration) -> Iterator[str]:
     for section in ("server", "devices", "scheduling", "alerts", "advisor"):
         yield from (f"{section}.{name}" for name in _differ(getattr(old, section), getattr(new, section)))
     warm = ("warm_ram_bytes", "warm_kv_bytes", "warm_kv_dir")
-    for name in (*warm, "models_dir", "nodes", "services", "database", "ollama"):
+    for name in (*warm, "models_dir", "groups", "nodes", "services", "database", "ollama"):
         if getattr(old, name) != getattr(new, name):
             yield name

@@ -16,7 +16,7 @@ from cotenant.domain.launching import ON_HOST, LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Projector, Recipe
 from cotenant.domain.profiles import Profile
 from cotenant.domain.records import ModelOnEngine
-from cotenant.domain.requests import NO_RULES, RequestRules, WaitProgress
+from cotenant.domain.requests import NO_RULES, ModelGroup, RequestRules, WaitProgress
 from cotenant.domain.residencies import ONE_COPY, Copies
 from cotenant.domain.settings import setting
 from cotenant.domain.units import MIB
@@ -363,6 +363,7 @@ class Configuration:
     warm_kv_dir: Path | None = None
     models_dir: Path | None = None
     models: tuple[ModelEntry, ...] = ()
+    groups: tuple[ModelGroup, ...] = ()
     services: ServicesSettings | None = None
     database: str | None = None
     ollama: OllamaSettings | None = None

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from cotenant.config.fields import SECTIONS, in_units_of_file
-from cotenant.config.schema import Section, Settings, sections_in
+from cotenant.config.schema import Settings
+from cotenant.config.sections import Section, sections_in
 from cotenant.domain.settings import Setting
 
 SCHEMA: Final = "cotenant.schema.json"

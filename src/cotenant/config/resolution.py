@@ -35,6 +35,7 @@ from cotenant.config.models_dir import Catalogue, find_projector, read_folder
 from cotenant.config.names import NAME, clean_name, free_name
 from cotenant.config.schema import CheckedSettings, Model, RecipeSection
 from cotenant.config.services import services_settings
+from cotenant.config.values.groups import groups_of
 from cotenant.config.values.nodes import NodesSettings
 from cotenant.domain.advisors import AdvisorMode
 from cotenant.domain.engine_kinds import DEFAULT_KIND, OLLAMA_ADDRESS, ModelFormat
@@ -112,6 +113,7 @@ class _Resolution:
             warm_kv_dir=self._path(settings.warm.kv_dir),
             models_dir=models_dir,
             models=models,
+            groups=groups_of(self._checked, models),
             services=services_settings(settings.services, self._checked) if settings.services else None,
             database=database if database is None or "://" in database else str(self._path(database)),
             ollama=OllamaSettings(endpoint(ollama.address or OLLAMA_ADDRESS), ollama.gpus or ())

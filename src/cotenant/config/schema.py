@@ -2,23 +2,26 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import ConfigDict, Field, create_model, model_validator
 
-from cotenant.config import companions, keys, request_fields, scalars
+from cotenant.config import companions, keys, scalars
 from cotenant.config.configuration import ModelEntry
 from cotenant.config.fields import MAX_MIB, SECTIONS, is_list, recipe_settings, scalar_of, values_of
 from cotenant.config.issues import ConfigIssue, KeyPath, refusal, wrong
+from cotenant.config.sections import Section, optional
+from cotenant.config.values import request_fields
 from cotenant.config.yaml_document import Document
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import Adapter
 from cotenant.domain.launching import LauncherKind
 from cotenant.domain.models import MAX_CTX, ModelKind, Recipe
-from cotenant.domain.requests import RequestRules
+from cotenant.domain.requests import GroupUse, RequestRules
 from cotenant.domain.settings import Setting, settings_of
+from cotenant.scheduling.model_spec import MAX_COUNT
 from cotenant.services.model import DeviceNames, GpuCount, OnFailure, ServiceRole, Strategy
 
 Text = Annotated[str, scalars.text]
@@ -30,41 +33,6 @@ Switch = Annotated[bool, scalars.switch]
 Timeout = Annotated[float, scalars.duration(least=0.001)]
 Mib = Annotated[int, scalars.whole(0, MAX_MIB)]
 Command = Annotated[tuple[str, ...], scalars.command(everything="")]
-
-
-class Section(BaseModel):
-    """A mapping with known keys; a key without a value counts as not given."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_empty(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        known = cls.fields_by_key()
-        return {key: value for key, value in data.items() if value is not None or key not in known}
-
-    @classmethod
-    def fields_by_key(cls) -> dict[str, str]:
-        """Return the names of the fields by their keys, as spelled in the file."""
-        return {field.alias or name: name for name, field in cls.model_fields.items()}
-
-    def value_of(self, key: str) -> Any:
-        """Return the value of a key; None if it is not given or unknown."""
-        return getattr(self, self.fields_by_key().get(key, ""), None)
-
-
-def sections_in(annotation: Any) -> Iterator[type[Section]]:
-    """Yield the sections that a field of this type holds."""
-    for each in (annotation, *get_args(annotation)):
-        if isinstance(each, type) and issubclass(each, Section):
-            yield each
-
-
-def optional(description: str, alias: str | None = None) -> Any:
-    """Declare a setting that may be left out; `alias` is its key if that is not the field's name."""
-    return Field(default=None, alias=alias, description=description)
 
 
 def _no_default(schema: dict[str, Any]) -> None:
@@ -260,6 +228,21 @@ class Model(RecipeSection, RulesSection, section_of(settings_of(ModelEntry))):  
     )
 
 
+class Group(RulesSection):
+    """A name for several models, of which one serves each request."""
+
+    name: Annotated[str, scalars.name] = Field(description="name that clients use")
+    members: list[Annotated[str, scalars.name]] = Field(
+        description="models, by name or alias, the preferred one first", min_length=1
+    )
+    use: Annotated[GroupUse, scalars.member(GroupUse)] | None = optional(
+        "warm: a member that is loaded, else the first; first: the first; default: warm"
+    )
+    spill_over: Annotated[int, scalars.whole(1, MAX_COUNT)] | None = optional(
+        "a member with so many requests is passed over while another has fewer; default: never"
+    )
+
+
 class Compose(Section):
     """The compose files, and the command that starts them."""
 
@@ -352,6 +335,7 @@ class Settings(Section):
     advisor: Advisor = of_defaults()
     models_dir: PathText | None = optional("every GGUF in it is served; watched for changes")
     models: list[Model] = Field(default_factory=list)
+    groups: list[Group] = Field(default_factory=list, description="names for several models each")
     ollama: Ollama | None = optional("serve the models of an Ollama daemon")
     services: Services | None = None
     nodes: Nodes | None = None

@@ -17,7 +17,8 @@ from cotenant.config.issues import CONFIG_ISSUE, KeyPath, nearest, shown
 from cotenant.config.layers import layered
 from cotenant.config.model_file_cache import Library
 from cotenant.config.resolution import resolve
-from cotenant.config.schema import CheckedSettings, Section, Settings, sections_in
+from cotenant.config.schema import CheckedSettings, Settings
+from cotenant.config.sections import Section, sections_in
 from cotenant.config.yaml_document import EXAMPLE, Document, read_document
 
 _EXPECTED: Final = {

@@ -48,6 +48,29 @@ def overlaid(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, An
     }
 
 
+class GroupUse(StrEnum):
+    """Which member of a group serves a request: one that is loaded, or the first."""
+
+    WARM = "warm"
+    FIRST = "first"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelGroup:
+    """A name for several models, of which one serves each request.
+
+    Members come one after another, with `WARM` those that are loaded first. One that has `spill_over`
+    requests or more is passed over while another has fewer, None for never. Who is refused by one goes to the
+    next.
+    """
+
+    name: str
+    members: tuple[str, ...]
+    use: GroupUse = GroupUse.WARM
+    spill_over: int | None = None
+    rules: RequestRules = NO_RULES
+
+
 @dataclass(frozen=True, slots=True)
 class ModelFile:
     """What a model's file states; `bytes` are those of all its parts. Unknown is None.
@@ -71,7 +94,8 @@ class ServedModel:
     """A model that clients may name; `created_at` is Unix seconds. Unknown is None.
 
     `recipe` is how it runs when it is loaded, with its `companions`; `vision` says that it takes images,
-    `hearing` sounds. Requests follow `rules`, or those of the variant that they name.
+    `hearing` sounds. Requests follow `rules`, or those of the variant that they name. A group has `members`,
+    and is else like the one that would serve it now.
     """
 
     name: str
@@ -90,6 +114,7 @@ class ServedModel:
     companions: Companions = ALONE
     rules: RequestRules = NO_RULES
     variants: Mapping[str, RequestRules] = field(default_factory=dict)
+    members: tuple[str, ...] = ()
 
 
 class WaitProgress(StrEnum):

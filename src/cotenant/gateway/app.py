@@ -308,7 +308,7 @@ class Gateway:
     )
     async def _health(self, request: ApiRequest) -> object:
         """Return states but no names: this response needs no key."""
-        models = Counter(model.state for model in self._router.models())
+        models = Counter(model.state for model in self._router.models() if not model.members)
         lost = sum(alert.kind is AlertKind.CARD_LOST for alert in self._alerts.active())
         if self._operator.devices() and not lost:
             return {"status": "ok", "models": models}

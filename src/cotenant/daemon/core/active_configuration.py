@@ -99,7 +99,8 @@ class ActiveConfiguration:
             spec_of(entry, rules, self.past.load_s(entry.name), use_fit_params=self.use_fit_params)
             for entry in self.planned().models
         )
-        self.loop.serve(self.models, ModelsChanged(self.clock.now(), specs, replaced))
+        changed = ModelsChanged(self.clock.now(), specs, replaced)
+        self.loop.serve(self.models, changed, self.configuration.groups)
         self.notify()
 
     def notify(self) -> None:

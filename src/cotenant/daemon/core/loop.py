@@ -27,6 +27,7 @@ from cotenant.domain.errors import (
 )
 from cotenant.domain.histograms import Histogram
 from cotenant.domain.placements import Placement
+from cotenant.domain.requests import ModelGroup
 from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, TicketId
 from cotenant.domain.units import format_duration
 from cotenant.interfaces import Engine, Lease
@@ -86,6 +87,7 @@ class Loop:
         self.effects = effects
         self.feed = DecisionFeed()
         self.fleet = Fleet.of(())
+        self.groups: dict[str, ModelGroup] = {}
         self.guests: dict[str, Guest] = {}
         self.served_since: Mapping[str, int] = {}
         self.readings: dict[DeviceId, Reading] = {}
@@ -112,9 +114,14 @@ class Loop:
         if isinstance(event, events.TimerFired) and not self.scheduler.state.leases:
             self._check_invariants()
 
-    def serve(self, models: Sequence[ModelEntry], specs: events.ModelsChanged) -> None:
-        """Serve exactly these models from now on, under all their names."""
-        self.fleet = Fleet.of(models)
+    def serve(
+        self,
+        models: Sequence[ModelEntry],
+        specs: events.ModelsChanged,
+        groups: Sequence[ModelGroup] = (),
+    ) -> None:
+        """Serve exactly these models from now on, under all their names, and those of groups."""
+        self.fleet, self.groups = Fleet.of(models), {group.name: group for group in groups}
         now = int(time.time())
         self.served_since = {name: self.served_since.get(name, now) for name in self.fleet.entries}
         self.post(specs)

@@ -118,7 +118,7 @@ class OllamaApi:
         running = [
             models.running(model, statuses.get(model.name), now)
             for model in self._proxy.of(request.key).router.models()
-            if model.state in models.LOADED
+            if model.state in models.LOADED and not model.members
         ]
         running.sort(key=lambda each: each["expires_at"], reverse=True)
         return {"models": running}

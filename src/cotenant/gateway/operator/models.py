@@ -290,8 +290,10 @@ def _listed(
     leases: Sequence[LeaseStatus],
 ) -> bytes:
     known = {status.name: status for status in statuses}
-    found = [_described(model, known.get(model.name)) for model in models]
-    return encode_json({"models": found, "leases": leases, "warm": warm, "saved_slots": saved_slots})
+    found = [_described(model, known.get(model.name)) for model in models if not model.members]
+    groups = [{"name": model.name, "members": model.members} for model in models if model.members]
+    more = {"leases": leases, "warm": warm, "saved_slots": saved_slots}
+    return encode_json({"models": found, "groups": groups, **more})
 
 
 def _described(model: ServedModel, status: ModelStatus | None) -> dict[str, Any]:

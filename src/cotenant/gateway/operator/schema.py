@@ -243,13 +243,21 @@ def _with_status(base: type[BaseModel]) -> type[BaseModel]:
 ModelResponse: Final = _with_status(ServedResponse)
 
 
+class GroupResponse(BaseModel):
+    """A name for several models: the member that would serve a request now is the first."""
+
+    name: str
+    members: list[str]
+
+
 class ModelsResponse(BaseModel):
-    """All models, all leases of memory, and what is kept in host RAM: null if nothing is to be.
+    """All models, groups and leases of memory, and what is kept in host RAM: null if nothing is to be.
 
     `warm` are model files, `saved_slots` the KV caches of unloaded models.
     """
 
     models: list[ModelResponse]  # type: ignore[valid-type]
+    groups: list[GroupResponse]
     leases: list[LeaseStatus]
     warm: WarmStatus | None
     saved_slots: SlotStatus | None
