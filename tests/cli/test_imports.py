@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from cotenant.demo_model import write_demo_model
-from cotenant.domain.records import LoadRecord, Warmth
+from cotenant.domain.keys import ApiKey, KeyUse
+from cotenant.domain.records import KeyUseRecord, LoadRecord, Warmth
+from cotenant.store.key_file import NAME, KeyFile
 from cotenant.store.store import Store
 from cotenant.store.writer import Writer
 
@@ -38,7 +40,9 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "cotenant.yaml").write_text(_CONFIGURATION)
     store = Store(Writer(tmp_path / "state" / "cotenant.db"))
     store.journal.record(LoadRecord(1.0, "m", 2.5, 1000, Warmth.COLD))
+    store.journal.record(KeyUseRecord("2026-11-29", "app", KeyUse(3)))
     store.journal._writer.close()
+    KeyFile(tmp_path / "state" / NAME).add(ApiKey("app", b"1"))
     return tmp_path
 
 

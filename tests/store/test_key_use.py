@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from cotenant.domain.keys import KeyUse, KeyUses
 from cotenant.domain.records import KeyUseRecord
+from cotenant.store.key_use_reader import read_key_uses
 from cotenant.store.location import locate
-from cotenant.store.maintenance import database_status, key_uses
+from cotenant.store.maintenance import database_status
 from cotenant.store.store import SqlJournal, Store
 from cotenant.store.writer import Writer
 from tests.store.harness import Place, locked, run_sql, using
@@ -38,7 +39,8 @@ def test_uses_add_up_by_key_and_day_over_runs_and_within_one_batch(place: Place)
         "app": KeyUses(KeyUse(1, 1 << 40, 0, 0.25), KeyUse(9, (1 << 40) + 40, 20, 6.25)),
         "other": KeyUses(KeyUse(), KeyUse(4, 20, 10, 3.0)),
     }
-    assert key_uses(locate(place), DAY)["app"].day == KeyUse(8, 40, 20, 6.0)
+    assert read_key_uses(place, DAY)["app"].day == KeyUse(8, 40, 20, 6.0)
+    assert read_key_uses(place, NEXT) == uses
 
 
 def test_two_daemons_add_to_one_row(place: Place) -> None:
@@ -66,15 +68,15 @@ def test_what_is_used_while_the_database_is_locked_is_added_to_it_later(place: P
             assert (await journal.key_uses(DAY))["app"].total == USE  # of this time, in memory
 
     using(place, scenario, busy_timeout_s=0.05, retry_s=0.0)
-    assert key_uses(locate(place), DAY)["app"].total == USE + USE
+    assert read_key_uses(place, DAY)["app"].total == USE + USE
 
 
 def test_a_database_that_is_not_there_or_older_tells_nothing_and_is_left_alone(tmp_path: Path) -> None:
     missing, old = tmp_path / "none" / "cotenant.db", tmp_path / "old.db"
-    assert key_uses(locate(missing), DAY) == {}
+    assert read_key_uses(missing, DAY) == {}
     assert not missing.exists()
     run_sql(old, *VERSION_1)
-    assert key_uses(locate(old), DAY) == {}
+    assert read_key_uses(old, DAY) == {}
     assert database_status(locate(old)).revision == "0001"
 
 
@@ -82,7 +84,7 @@ def test_a_database_that_is_not_there_or_older_tells_nothing_and_is_left_alone(t
 def test_any_number_of_records_is_added_whole(place: Place, sizes: list[int]) -> None:
     for size in sizes:
         recorded(place, *(KeyUseRecord(DAY, f"k{number % 40}", KeyUse(1)) for number in range(size)))
-    found = key_uses(locate(place), DAY)
+    found = read_key_uses(place, DAY)
     assert sum(each.total.requests for each in found.values()) == sum(sizes)
 
 
@@ -96,7 +98,7 @@ def test_sums_are_those_of_the_records(tmp_path: Path, rows: list[tuple[str, str
     path = tmp_path / "cotenant.db"
     path.unlink(missing_ok=True)
     recorded(path, *(KeyUseRecord(day, key, use) for key, day, use in rows))
-    found = key_uses(locate(path), DAY)
+    found = read_key_uses(path, DAY)
     assert found.keys() == {key for key, _, _ in rows}
     for name, uses in found.items():
         assert uses.total == sum((use for key, _, use in rows if key == name), KeyUse())

@@ -84,11 +84,10 @@ def _list(args: argparse.Namespace, file: KeyFile) -> int:
 def _uses(database: str | None) -> Mapping[str, KeyUses]:
     """Return what keys have used, as daemons wrote it; nothing, with a warning, if it cannot be read."""
     from cotenant.daemon.core.settings import default_database
-    from cotenant.store.location import locate
-    from cotenant.store.maintenance import key_uses
+    from cotenant.store.key_use_reader import read_key_uses
 
     try:
-        return key_uses(locate(database or default_database()), day_of(time.time()))
+        return read_key_uses(database or default_database(), day_of(time.time()))
     except StoreError as error:
         print(f"cotenant: warning: what keys have used is not known: {error.message}", file=sys.stderr)
         return {}
