@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 from cotenant.analysis.footprint import Costs
 from cotenant.domain.devices import HOST_ID, Device, DeviceKind
+from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.models import FEWEST_EXPERTS, MOST_LAYERS, ModelShape, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.domain.units import GIB, MIB
 from cotenant.planning.advice import plan
 from cotenant.planning.budgets import BudgetRules
+from cotenant.planning.describe import plan_as_json
 from cotenant.planning.host_memory import held_bytes, on_host, placement_bytes
 from cotenant.planning.planner import PlanRequest, leave_to_engine, place
 from cotenant.planning.speed import HOST_BYTES_PER_S, most_tokens_per_s
@@ -107,6 +109,26 @@ def test_the_engine_that_fits_itself_is_told_no_number() -> None:
     found = leave_to_engine(PlanRequest("m", mixture(), AUTO), [gpu(0, 20 * GIB)], RULES)
     assert isinstance(found, Placement)
     assert found.recipe.n_cpu_moe == 0
+
+
+@pytest.mark.parametrize("kind", [EngineKind.VLLM, EngineKind.COMMAND, EngineKind.REMOTE])
+def test_engines_that_keep_no_experts_in_host_ram_have_none_planned_there(kind: EngineKind) -> None:
+    request = PlanRequest("m", mixture(), replace(AUTO, engine=kind), stated_bytes=GIB)
+    found = plan(request, [gpu(0, 40 * GIB)], RULES, host(64 * GIB))
+    assert isinstance(found, Placement)
+    assert (found.recipe.n_cpu_moe, found.recipe.mmap) == (0, True)
+    assert plan_as_json(found, [gpu(0, 40 * GIB)], 10)["n_cpu_moe"] == 0
+
+
+def test_of_several_machines_it_goes_where_the_fewest_experts_stay_in_host_ram() -> None:
+    small, large = gpu(0, 6 * GIB), gpu(1, 8 * GIB)
+    there = replace(large, device=replace(large.device, node="b"))
+    found = placed(mixture(), AUTO, small, there)
+    alone = placed(mixture(), AUTO, there)
+    assert isinstance(found, Placement)
+    assert isinstance(alone, Placement)
+    assert [share.device.id for share in found.used_shares] == [there.device.id]
+    assert found.recipe.n_cpu_moe == alone.recipe.n_cpu_moe
 
 
 def host(size: int) -> Budget:

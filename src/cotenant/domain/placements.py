@@ -107,8 +107,8 @@ class Placement:
 
     @property
     def all_on_gpus(self) -> bool:
-        """Whether every layer is on a GPU, the output layer too."""
-        return self.n_gpu_layers > self.n_layers
+        """Whether every layer is on a GPU, the output layer and all experts, too."""
+        return self.n_gpu_layers > self.n_layers and not self.recipe.n_cpu_moe
 
     def with_warnings(self, *more: str) -> Placement:
         """Return the same placement with warnings added."""

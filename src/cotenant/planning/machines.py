@@ -14,8 +14,12 @@ def by_machine(budgets: Sequence[Budget]) -> list[list[Budget]]:
 
 
 def more_on_gpus(best: Placement | None, other: Placement) -> Placement:
-    """Return the Placement with more layers on GPUs, the first of equals."""
-    return other if best is None or other.n_gpu_layers > best.n_gpu_layers else best
+    """Return the Placement with more layers on GPUs, or with more of their experts; the first of equals."""
+    return other if best is None or _on_gpus(other) > _on_gpus(best) else best
+
+
+def _on_gpus(placement: Placement) -> tuple[int, int]:
+    return placement.n_gpu_layers, -int(placement.recipe.n_cpu_moe)
 
 
 def place_on_a_machine(

@@ -10,6 +10,7 @@ from cotenant.analysis.footprint import Costs
 from cotenant.domain.devices import DeviceKind
 from cotenant.domain.engine_kinds import PlanMethod
 from cotenant.domain.models import (
+    FEWEST_EXPERTS,
     MOST_LAYERS,
     FlashAttention,
     ModelShape,
@@ -53,9 +54,18 @@ def place(request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules) -
     Host RAM is used as a device only if it is the only one, or if the recipe wants no layer on a GPU. Raises
     BadSplit for a manual split that does not match.
     """
-    planner = PLANNERS[request.recipe.engine.traits.planning]
-    most = request.recipe.n_gpu_layers == MOST_LAYERS
-    return place_on_a_machine(budgets, lambda those: planner(request, those, rules), most=most)
+    planning = request.recipe.engine.traits.planning
+    if request.recipe.n_cpu_moe and planning is not PlanMethod.PER_LAYER:
+        # It may be among the defaults of all models.
+        request = replace(request, recipe=replace(request.recipe, n_cpu_moe=0))
+    most = takes_what_there_is(request.recipe, request.shape)
+    return place_on_a_machine(budgets, lambda those: PLANNERS[planning](request, those, rules), most=most)
+
+
+def takes_what_there_is(recipe: Recipe, shape: ModelShape) -> bool:
+    """Whether more of a model goes to GPUs if they have more room."""
+    fewest_experts = recipe.n_cpu_moe == FEWEST_EXPERTS and expert_blocks(shape) > 0
+    return recipe.n_gpu_layers == MOST_LAYERS or fewest_experts
 
 
 def _place_layers(request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules) -> Placement | Refusal:

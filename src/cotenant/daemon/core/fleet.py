@@ -13,13 +13,13 @@ from cotenant.domain.devices import Device, unclear_index
 from cotenant.domain.engine_kinds import EngineKind, PlanMethod
 from cotenant.domain.errors import BadSplit, UnknownDevice, UnknownModel
 from cotenant.domain.launching import SlotCache
-from cotenant.domain.models import FEWEST_EXPERTS, MOST_LAYERS, ModelKind, Recipe, SplitPolicy
+from cotenant.domain.models import ModelKind, Recipe, SplitPolicy
 from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.domain.residencies import copy_name
 from cotenant.domain.settings import settings_of
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.device_needs import Fit
-from cotenant.planning.planner import leave_to_engine, place
+from cotenant.planning.planner import leave_to_engine, place, takes_what_there_is
 from cotenant.scheduling.model_spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -106,8 +106,7 @@ def spec_of(
         return may_use(entry.gpus, device) and may_be_on(entry.nodes, device)
 
     may_move = bool(entry.gpus) and entry.gpus_fallback and recipe.engine is not EngineKind.OLLAMA
-    as_fits = recipe.n_gpu_layers == MOST_LAYERS or recipe.n_cpu_moe == FEWEST_EXPERTS
-    spread = as_fits or recipe.split_policy is not SplitPolicy.FILL
+    spread = takes_what_there_is(recipe, entry.shape) or recipe.split_policy is not SplitPolicy.FILL
     return ModelSpec(
         entry.name,
         fit,
