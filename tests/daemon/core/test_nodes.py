@@ -9,6 +9,7 @@ import pytest
 from cotenant.config.configuration import Configuration
 from cotenant.config.values.nodes import NodesSettings
 from cotenant.daemon.core.inputs import DaemonInputs
+from cotenant.daemon.core.settings import scheduler_settings
 from cotenant.daemon.main import run
 from cotenant.domain.devices import Device, DeviceId, DeviceKind, GpuProcess, Reading
 from cotenant.domain.errors import BadSetting, EngineDied
@@ -122,6 +123,12 @@ def test_a_daemon_that_cannot_use_other_machines_says_so_and_does_not_begin() ->
     inputs = DaemonInputs(configuration, None, None, None)  # type: ignore[arg-type]
     with pytest.raises(BadSetting, match="cannot use other machines yet"):
         run(inputs, None)  # type: ignore[arg-type]
+
+
+def test_with_nodes_what_does_not_fit_now_may_fit_when_another_machine_answers() -> None:
+    with_nodes = Configuration(nodes=NodesSettings())
+    assert scheduler_settings(with_nodes).machines_come
+    assert not scheduler_settings(Configuration()).machines_come
 
 
 async def test_a_suspended_model_is_told_as_that() -> None:
