@@ -42,3 +42,11 @@ def test_a_model_that_moves_is_shown_on_both_cards():
     (claim, free) = segments(card, [model], None, {"m": 1})
     assert (claim.kind, claim.label, claim.bytes, claim.note) == ("claim", "m", GIB, "loading")
     assert free.kind == "free"
+
+
+def test_a_further_copy_is_shown_on_its_card_like_the_first():
+    copy = {"role": "copy", "state": "ready", "bytes_by_device": {"GPU-0": GIB}, "in_flight": 0}
+    model = {"name": "m", "state": "ready", "bytes_by_device": {"GPU-1": GIB}, "others": [copy]}
+    card = {**CARD, "free_bytes": CARD["total_bytes"] - GIB, "foreign_bytes": 0}
+    (held, _) = segments(card, [model], None, {"m": 1})
+    assert (held.kind, held.label, held.bytes, held.note) == ("model", "m", GIB, "")
