@@ -11,6 +11,7 @@ from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.decisions import (
     Decision,
     DeviceStatus,
+    Histogram,
     LeaseStatus,
     ModelStatus,
     WaitEstimate,
@@ -30,7 +31,6 @@ from cotenant.domain.engines import (
 from cotenant.domain.errors import EngineDied, EngineHung, ModelUnloaded
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.fragmentation import Defragmentation, Fragmentation
-from cotenant.domain.histograms import Histogram
 from cotenant.domain.hub import PullStep
 from cotenant.domain.launching import ON_HOST, LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
@@ -62,10 +62,10 @@ class EngineOrder:
     projector_path: Path | None = None
     companions: Companions = ALONE
     env: Mapping[str, str] = field(default_factory=dict)
-    args: Sequence[str] = ()
+    args: tuple[str, ...] = ()
     options: EngineOptions = NO_OPTIONS
     launch: LaunchOptions = ON_HOST
-    planned_gpus: Sequence[Device] = ()
+    planned_gpus: tuple[Device, ...] = ()
 
 
 class Engine(Protocol):

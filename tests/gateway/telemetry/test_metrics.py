@@ -6,9 +6,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cotenant.domain.advisors import AdvisorStatus, QuestionOutcome
-from cotenant.domain.decisions import Decision, DecisionKind, LoadProgress, ModelStatus, WarmStatus
+from cotenant.domain.decisions import Decision, DecisionKind, Histogram, LoadProgress, ModelStatus, WarmStatus
 from cotenant.domain.fragmentation import DeviceFragmentation, Fragmentation, SizedModel
-from cotenant.domain.histograms import Histogram
 from cotenant.domain.residencies import UnloadReason
 from cotenant.domain.units import GIB
 from cotenant.gateway.telemetry.counters import ModelCounters

@@ -5,10 +5,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, WarmStatus
+from cotenant.domain.decisions import Decision, DeviceStatus, Histogram, ModelStatus, WarmStatus
 from cotenant.domain.errors import CotenantError, UnknownModel
 from cotenant.domain.fragmentation import Defragmentation, Fragmentation
-from cotenant.domain.histograms import Histogram
 from cotenant.domain.units import GIB
 
 CARD = DeviceStatus(

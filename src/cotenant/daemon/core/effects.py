@@ -273,7 +273,7 @@ class Effects:
             args=entry.args,
             launch=entry.launch,
             options=entry.options,
-            planned_gpus=[device for device in planned if device.kind is not DeviceKind.HOST],
+            planned_gpus=tuple(device for device in planned if device.kind is not DeviceKind.HOST),
         )
         running.engine = await host.start(order)
         return await self._serve(residency, running, carried_out, running.engine)

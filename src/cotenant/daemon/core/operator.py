@@ -9,11 +9,10 @@ from typing import Any
 from cotenant.daemon.core.fragmentation import FragmentationMeter
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.status import device_statuses, model_status
-from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, WarmStatus
+from cotenant.domain.decisions import Decision, DeviceStatus, Histogram, ModelStatus, WarmStatus
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.errors import CannotMove, DoesNotFit, EngineLoadFailed
 from cotenant.domain.fragmentation import Defragmentation, DefragmentMode, Fragmentation
-from cotenant.domain.histograms import Histogram
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyState
 from cotenant.planning.device_choice import choose_devices

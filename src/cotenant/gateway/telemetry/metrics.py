@@ -21,10 +21,9 @@ from prometheus_client.registry import Collector
 
 from cotenant.domain.advisors import AdvisorStatus, QuestionOutcome
 from cotenant.domain.alerts import Alert, AlertKind
-from cotenant.domain.decisions import DeviceStatus, LeaseStatus, ModelStatus, WarmStatus
+from cotenant.domain.decisions import DeviceStatus, Histogram, LeaseStatus, ModelStatus, WarmStatus
 from cotenant.domain.engine_kinds import DEFAULT_KIND
 from cotenant.domain.fragmentation import Fragmentation
-from cotenant.domain.histograms import Histogram
 from cotenant.domain.units import MIB
 from cotenant.gateway.telemetry.counters import ModelCounters, RequestCounters
 from cotenant.gateway.telemetry.key_usage import KeyUsage
