@@ -16,6 +16,7 @@ _ALLOWED = {
     "clock": set(),
     "concurrency": {"clock", "concurrency"},
     "asgi": set(),
+    "state_dir": set(),
     "programs": {"programs"},
     "atomic_files": set(),
     "interfaces": {"domain", "clock"},
@@ -31,8 +32,9 @@ _ALLOWED = {
     "config": {*_SHELL_BASE, "scheduling", "services", "model_files", "config"},
     "hardware": {*_SHELL_BASE, "hardware"},
     "engines": {*_SHELL_BASE, "engines"},
-    "nodes": {*_SHELL_BASE, "concurrency", "nodes"},
-    "agent": {*_SHELL_BASE, "concurrency", "hardware", "engines", "hub", "nodes", "agent"},
+    "nodes": {*_SHELL_BASE, "concurrency", "state_dir", "nodes"},
+    "agent": {*_SHELL_BASE, "concurrency", "hardware", "engines", "hub", "nodes", "state_dir", "agent"},
+    "ray": {"domain", "concurrency", "nodes", "ray"},
     "gateway": {*_SHELL_BASE, "asgi", "concurrency", "services", "gateway"},
     "store": {*_SHELL_BASE, "services", "atomic_files", "store"},
     "hub": {*_SHELL_BASE, "hub"},
@@ -53,6 +55,7 @@ _ALLOWED = {
         "hub",
         "model_files",
         "nodes",
+        "state_dir",
         "daemon",
     },
     "doctor": {*_SHELL_BASE, "config", "hardware", "engines", "services", "doctor"},
@@ -215,6 +218,16 @@ def test_pure_modules_import_nothing_that_reaches_the_machine() -> None:
         if room(path) in _PURE and (top in _IMPURE or not known):
             wrong.append(f"{path.relative_to(_SOURCE)} imports {name}")
     assert not wrong
+
+
+def test_only_its_own_folder_imports_ray_and_nobody_imports_that_but_what_it_is_started_with() -> None:
+    wrong = []
+    for path, name in all_imports():
+        into = name.split(".")[0] == "ray" or name.startswith("cotenant.ray")
+        if into and room(path) != "ray" and not name.startswith("cotenant.ray.environment"):
+            wrong.append(f"{path.relative_to(_SOURCE)} imports {name}")
+    environment = imports(_SOURCE / "ray" / "environment.py")
+    assert not wrong + [name for name in environment if name.startswith(("ray", "cotenant"))]
 
 
 def test_sub_rooms_import_only_from_siblings_below() -> None:
