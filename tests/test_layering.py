@@ -30,10 +30,19 @@ _ALLOWED = {
     "http": {"domain", "http"},
     "benchmark": {*_SHELL_BASE, "benchmark"},
     "config": {*_SHELL_BASE, "scheduling", "services", "model_files", "config"},
-    "hardware": {*_SHELL_BASE, "hardware"},
+    "hardware": {*_SHELL_BASE, "concurrency", "hardware"},
     "engines": {*_SHELL_BASE, "engines"},
     "nodes": {*_SHELL_BASE, "concurrency", "state_dir", "nodes"},
-    "agent": {*_SHELL_BASE, "concurrency", "hardware", "engines", "hub", "nodes", "state_dir", "agent"},
+    "agent": {
+        *_SHELL_BASE,
+        "concurrency",
+        "atomic_files",
+        "hardware",
+        "engines",
+        "nodes",
+        "state_dir",
+        "agent",
+    },
     "ray": {"domain", "concurrency", "nodes", "ray"},
     "gateway": {*_SHELL_BASE, "asgi", "concurrency", "services", "gateway"},
     "store": {*_SHELL_BASE, "services", "atomic_files", "store"},
@@ -71,6 +80,8 @@ _ALLOWED = {
         "services",
         "doctor",
         "daemon",
+        "agent",
+        "nodes",
         "hub",
         "model_files",
         "demo_model",
@@ -82,7 +93,14 @@ _ALLOWED = {
 # What each sub-room may import of its siblings. A room's own files stand above its sub-rooms, or below, as
 # `services/model.py` does; no files at all may import each other in a circle.
 _SIBLINGS: dict[str, dict[str, set[str]]] = {
-    "cli": {"keys": set(), "services": set(), "simulate": set(), "systemd": set(), "top": set()},
+    "cli": {
+        "keys": set(),
+        "nodes": set(),
+        "services": set(),
+        "simulate": set(),
+        "systemd": set(),
+        "top": set(),
+    },
     "daemon": {
         "core": set(),
         "monitors": {"core"},

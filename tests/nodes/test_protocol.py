@@ -86,7 +86,7 @@ def test_what_an_agent_tells_arrives_as_it_was_sent() -> None:
         Identity("m", "b", "f", "n"),
         "1",
         1,
-        inventory(),
+        ReadingTaken(inventory()),
         (status,),
         (BUILD,),
         3,

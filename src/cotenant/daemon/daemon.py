@@ -29,7 +29,6 @@ from cotenant.daemon.cpu_fallback import place_on_this_machine
 from cotenant.daemon.engines import EngineMonitors
 from cotenant.daemon.monitors.defragmenter import Defragmenter
 from cotenant.daemon.monitors.load_progress import LoadWatcher
-from cotenant.daemon.monitors.process_memory import ProbeMeter
 from cotenant.daemon.monitors.recorder import Recorder
 from cotenant.daemon.monitors.warm_keeper import WarmKeeper
 from cotenant.daemon.monitors.watchers import CardWatcher
@@ -50,6 +49,7 @@ from cotenant.gateway.server import serve
 from cotenant.hardware.gpus.host import HostProbe
 from cotenant.hardware.gpus.xid_events import XidWatch
 from cotenant.hardware.model_cache.warm import WarmTier
+from cotenant.hardware.process_memory import ProbeMeter
 from cotenant.hub.puller import HubPuller
 from cotenant.planning.compute_modes import Admission
 from cotenant.scheduling.events import LoadAsked, StopAsked

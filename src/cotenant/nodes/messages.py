@@ -69,7 +69,6 @@ class Hello:
     version: str
     protocol: int = PROTOCOL
     gate: GateSettings | None = None
-    llama_server: Path | None = None
     secrets: frozenset[str] = frozenset()
 
 
@@ -105,12 +104,13 @@ class HelloAnswer:
     """What an agent is and has. `seq` is the number of its last event, `stamp` its CLOCK_BOOTTIME in seconds.
 
     `gate` is None if the hello named none. `unix_time_s` is its clock, to compare with ours.
+    `problems` are what is wrong with the machine, in sentences.
     """
 
     identity: Identity
     version: str
     protocol: int
-    inventory: Inventory
+    reading: "ReadingTaken"
     engines: tuple[EngineStatus, ...]
     builds: tuple[EngineBuild, ...]
     seq: int
@@ -118,6 +118,7 @@ class HelloAnswer:
     lease_left_s: float
     gate: GateAddress | None = None
     unix_time_s: float = 0.0
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,18 +180,18 @@ class OfEngine:
 
 @dataclass(frozen=True, slots=True)
 class BusySlots:
-    """How many slots generate; None if unknown. `problem` is what it last answered while not ready."""
+    """How many slots generate; None if unknown."""
 
     busy: int | None
-    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
-    """How much of its files an engine has read; None if unknown."""
+    """How much of its files an engine has read; None if unknown. `problem` is what it last answered."""
 
     read_bytes: int | None
     total_bytes: int | None
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

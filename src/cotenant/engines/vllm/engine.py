@@ -13,7 +13,8 @@ from typing import Final
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import EngineBuild, EngineEnd
 from cotenant.domain.errors import BadRecipe
-from cotenant.engines.base.server import HostInputs, ServerEngine, ServerHost, Started, first_of
+from cotenant.engines.base.health import first_of
+from cotenant.engines.base.server import HostInputs, ServerEngine, ServerHost, Started
 from cotenant.engines.launch.plan import LaunchPlan
 from cotenant.engines.vllm.arguments import MIDDLEWARE, sleep_level, vllm_argv, vllm_environment
 from cotenant.engines.vllm.release import check_release, installed_release

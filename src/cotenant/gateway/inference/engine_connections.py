@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import UpstreamFailed
-from cotenant.http.connection import Connection, client_context, tls_fault
+from cotenant.http.connection import Connection, tls_fault
 from cotenant.http.listeners import PortTaken, verify_listener
 
 
@@ -96,11 +96,8 @@ class Pool:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self.connect_timeout_s):
-                _, connection = await loop.create_connection(
-                    lambda: EngineConnection(self, endpoint, loop),
-                    endpoint.host,
-                    endpoint.port,
-                    ssl=client_context() if endpoint.tls else None,
+                connection = await EngineConnection.open(
+                    endpoint, lambda: EngineConnection(self, endpoint, loop)
                 )
             try:
                 verify_listener(endpoint)

@@ -1,0 +1,261 @@
+"""The agent: what it answers to each method."""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from cotenant import __version__
+from cotenant.agent.engines import AgentEngines
+from cotenant.agent.events import EventLog
+from cotenant.agent.gate import Gate
+from cotenant.agent.lease import Epoch, Lease
+from cotenant.agent.logs import read_log
+from cotenant.agent.readings import Readings
+from cotenant.clock import Clock
+from cotenant.domain.devices import ComputeMode, DeviceId, Inventory
+from cotenant.domain.engines import EngineBuild
+from cotenant.domain.errors import BadRequest, BadSetting, CotenantError
+from cotenant.domain.nodes import WrongProtocol
+from cotenant.domain.units import format_duration
+from cotenant.engines.hosts import EngineHosts, HostInputs
+from cotenant.engines.llama_cpp.builds import discover
+from cotenant.engines.process.log_folder import LogFolder
+from cotenant.hardware.model_cache.load_progress import loaded_bytes
+from cotenant.hardware.process_memory import ProbeMeter
+from cotenant.interfaces import GpuProbe
+from cotenant.nodes import messages, protocol
+from cotenant.nodes.messages import PROTOCOL, Hello, HelloAnswer, Identity, Nothing
+from cotenant.nodes.protocol import Json, Method, from_json, to_json
+
+_LONGEST_POLL_S: Final = 60.0
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentOptions:
+    """How an agent is started: for one `fleet`, with all that it keeps in `state_dir`.
+
+    `name` is what people call the machine. `llama_server` is the operator's program. `problems` are what
+    was wrong at the start, in sentences.
+    """
+
+    fleet: str
+    name: str
+    state_dir: Path
+    llama_server: Path | None = None
+    problems: tuple[str, ...] = ()
+
+
+class Agent:
+    """One machine of a fleet: its devices by `probe`, its engines, its gate and its lease."""
+
+    def __init__(self, options: AgentOptions, probe: GpuProbe, clock: Clock, found: Inventory) -> None:
+        self._options = options
+        self.lease = Lease(options.state_dir / "lease")
+        self._epoch = Epoch(options.state_dir / "epoch")
+        self._events = EventLog()
+        self._secrets: frozenset[str] = frozenset()
+        self._logs = LogFolder(options.state_dir / "logs")
+        self._hosts = EngineHosts(
+            HostInputs(
+                self._logs,
+                ProbeMeter(probe, clock),
+                exclusive=_exclusive(found),
+                llama_server=options.llama_server,
+                cuda_version=found.cuda_version,
+                secrets=lambda: self._secrets,
+                lease=self.lease.path,
+            )
+        )
+        self.gate = Gate(lambda: not self.lease.left_s)
+        self.engines = AgentEngines(self._hosts, self.gate, self._events)
+        self.readings = Readings(
+            probe, clock, self.engines, self._events, lambda: frozenset(self._hosts.asleep.values())
+        )
+        self.engines.changed = self.readings.engine_changed
+        self.engines.ended = lambda _: self.readings.engine_ended()
+        self._builds: asyncio.Task[tuple[EngineBuild, ...]] | None = None
+        self._renewed = asyncio.Event()
+        handlers: tuple[tuple[Method[Any, Any], Callable[[Any], Awaitable[Any]]], ...] = (
+            (protocol.HELLO, self._hello),
+            (protocol.RENEW, self._renew),
+            (protocol.START, self._start),
+            (protocol.AWAIT_READY, self._await_ready),
+            (protocol.STOP, self._stop),
+            (protocol.RELEASE, self._release),
+            (protocol.POLL, self._poll),
+            (protocol.BUSY_SLOTS, self._busy_slots),
+            (protocol.LOAD_PROGRESS, self._load_progress),
+            (protocol.LOG, self._log),
+            (protocol.BUILDS, self._list_builds),
+        )
+        self._methods = {method.name: (method, handler) for method, handler in handlers}
+
+    async def answer(self, method: str, params: object) -> Json:
+        """Return the result of a method. Raises CotenantError."""
+        if method not in self._methods:
+            known = ", ".join(sorted(self._methods))
+            raise BadRequest(f"an agent has no method {method!r}", hint=f"It has {known}.")
+        if method == protocol.HELLO.name:
+            self._check_protocol(params)
+        kind, handler = self._methods[method]
+        return to_json(await handler(from_json(kind.params, params)))
+
+    async def run(self) -> None:
+        """Measure the devices, and end the engines when the lease is over, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.readings.run())
+            tasks.create_task(self._end_with_lease())
+
+    async def close(self) -> None:
+        """End all engines, and let nobody in."""
+        self._hosts.forbid_sleep()
+        await self.engines.end_all("its agent was stopped")
+        await self._hosts.end_sleeping()
+        self.lease.end()
+        self.gate.close()
+
+    async def _end_with_lease(self) -> None:
+        while True:
+            # Looked at anew after the wait: it may have been extended, or the machine may have slept.
+            await asyncio.sleep(self.lease.left_s)
+            if not self.lease.left_s:
+                if len(self.engines):
+                    why = f"no daemon has renewed its lease of {format_duration(self.lease.lease_s)}"
+                    _LOG.warning("%d engines are ended: %s", len(self.engines), why)
+                    await self.engines.end_all(why)
+                self._renewed.clear()
+                await self._renewed.wait()
+
+    def _check_protocol(self, params: object) -> None:
+        given = params if isinstance(params, dict) else {}
+        if given.get("protocol") != PROTOCOL:
+            raise WrongProtocol(
+                f"the agent of {self._options.name} is Cotenant {__version__} (protocol {PROTOCOL}), the "
+                f"daemon is {given.get('version', 'of an unknown version')} (protocol "
+                f"{given.get('protocol', 'unknown')})",
+                hint="Install the same version on all machines of a fleet.",
+            )
+
+    async def _hello(self, asked: Hello) -> HelloAnswer:
+        if asked.fleet != self._options.fleet:
+            raise BadSetting(
+                f"this agent is of the fleet {self._options.fleet!r}, the daemon of {asked.fleet!r}",
+                hint="An agent serves one fleet; another one may run next to it.",
+            )
+        self._epoch.obey(asked.epoch)
+        self.lease.lease_s = asked.lease_s
+        self._secrets = asked.secrets
+        if asked.gate is not None:
+            await self.gate.open(asked.gate)
+        seq, reading, builds = self._events.last, await self.readings.measure(), await self._found_builds()
+        return HelloAnswer(
+            Identity(_machine_id(), _boot_id(), self._options.fleet, self._options.name),
+            __version__,
+            PROTOCOL,
+            reading,
+            tuple(self.engines),
+            builds,
+            seq,
+            self.lease.stamp(),
+            self.lease.left_s,
+            self.gate.address,
+            time.time(),
+            self._options.problems,
+        )
+
+    async def _renew(self, asked: messages.Renew) -> messages.Stamp:
+        self._epoch.obey(asked.epoch)
+        self.lease.renew(asked.stamp)
+        self._renewed.set()
+        return messages.Stamp(self.lease.stamp(), self.lease.left_s)
+
+    async def _start(self, asked: messages.Start) -> messages.EngineStatus:
+        self._epoch.obey(asked.epoch)
+        self.lease.check()
+        return await self.engines.start(asked.id, asked.order)
+
+    async def _await_ready(self, asked: messages.AwaitReady) -> Nothing:
+        self._epoch.obey(asked.epoch)
+        self.engines.await_ready(asked.id, asked.timeout_s)
+        return Nothing()
+
+    async def _stop(self, asked: messages.Stop) -> Nothing:
+        self._epoch.obey(asked.epoch)
+        self.engines.stop(asked.id, asked.grace_s)
+        return Nothing()
+
+    async def _release(self, asked: messages.Release) -> Nothing:
+        self._epoch.obey(asked.epoch)
+        await self.engines.end_all("the daemon was stopped")
+        await self._hosts.end_sleeping()
+        self.lease.end()
+        return Nothing()
+
+    async def _poll(self, asked: messages.Poll) -> messages.Events:
+        return await self._events.after(asked.after, min(asked.wait_s, _LONGEST_POLL_S), self.lease.stamp)
+
+    async def _busy_slots(self, asked: messages.OfEngine) -> messages.BusySlots:
+        engine = self.engines.engine(asked.id)
+        return messages.BusySlots(None if engine is None else await engine.busy_slots())
+
+    async def _load_progress(self, asked: messages.OfEngine) -> messages.LoadProgress:
+        engine, order = self.engines.engine(asked.id), self.engines.order(asked.id)
+        if engine is None or order is None:
+            return messages.LoadProgress(None, None)
+        files = [path for path in (order.model_path, order.projector_path) if path is not None]
+        pid = engine.pid
+        try:
+            seen = None if pid is None else await asyncio.to_thread(loaded_bytes, pid, files)
+        except OSError:  # a file was deleted during the load
+            seen = None
+        if seen is None:
+            return messages.LoadProgress(None, None, engine.problem)
+        return messages.LoadProgress(seen.read_bytes, seen.total_bytes, engine.problem)
+
+    async def _log(self, asked: messages.LogPart) -> messages.LogBytes:
+        path = self._logs.latest(asked.name)
+        return await asyncio.to_thread(read_log, path, asked.offset, asked.limit_bytes)
+
+    async def _list_builds(self, _: Nothing) -> messages.Builds:
+        self._builds = None
+        return messages.Builds(await self._found_builds())
+
+    async def _found_builds(self) -> tuple[EngineBuild, ...]:
+        """Return the builds that were found last; they are looked for once, which takes a second."""
+        if self._builds is None:
+            self._builds = asyncio.create_task(self._look_for_builds())
+        return await asyncio.shield(self._builds)
+
+    async def _look_for_builds(self) -> tuple[EngineBuild, ...]:
+        try:
+            return (await asyncio.to_thread(discover, self._options.llama_server)).all
+        except CotenantError as error:
+            _LOG.warning("%s", error.message)
+            return ()
+
+
+def _exclusive(inventory: Inventory) -> frozenset[DeviceId]:
+    mode = ComputeMode.EXCLUSIVE_PROCESS
+    return frozenset(each.device_id for each in inventory.readings.values() if each.compute_mode is mode)
+
+
+def _machine_id() -> str:
+    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        try:
+            found = Path(path).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if found:
+            return found
+    return os.uname().nodename
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
