@@ -41,8 +41,8 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_call_goes_to_its_node_and_comes_back(tmp_path: Path) -> None:
     async with transport(tmp_path, "serve") as broker:
-        await until(lambda: broker.is_up)
-        assert [(each.id, each.name) for each in broker.nodes] == [("n1", "b")]
+        await until(lambda: broker.problem is None)
+        assert [(each.id, each.name) for each in broker.routes] == [("n1", "b")]
         assert await broker.call("n1", "renew", {"epoch": 3}, 5.0) == {"method": "renew", "epoch": 3}
         with pytest.raises(NodeUnreachable, match="no such node"):
             await broker.call("n2", "renew", {}, 5.0)
@@ -53,17 +53,17 @@ async def test_another_is_started_when_it_dies_or_hangs_and_the_call_fails_at_on
     tmp_path: Path, first: str
 ) -> None:
     async with transport(tmp_path, first, "serve") as broker:
-        await until(lambda: broker.is_up)
+        await until(lambda: broker.problem is None)
         with pytest.raises(NodeUnreachable, match="made anew"):
             await broker.call("n1", "renew", {}, 600.0)
-        await until(lambda: broker.is_up)
+        await until(lambda: broker.problem is None)
         assert await broker.call("n1", "renew", {}, 5.0) == {"method": "renew"}
 
 
 async def test_what_is_no_message_ends_it(tmp_path: Path) -> None:
     async with transport(tmp_path, "junk", "serve") as broker:
-        await until(lambda: broker.is_up)
-        assert broker.nodes
+        await until(lambda: broker.problem is None)
+        assert broker.routes
 
 
 async def test_why_ray_cannot_be_joined_is_said_and_tried_again(tmp_path: Path) -> None:
@@ -72,5 +72,5 @@ async def test_why_ray_cannot_be_joined_is_said_and_tried_again(tmp_path: Path) 
         broker.listeners.append(lambda: seen.append(broker.problem))
         with pytest.raises(NodeUnreachable, match="made anew"):
             await broker.call("n1", "renew", {}, 5.0)
-        await until(lambda: broker.is_up)
+        await until(lambda: broker.problem is None)
     assert "Ray at nowhere cannot be joined: nobody is there" in seen

@@ -7,11 +7,11 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from cotenant.clock import Clock
 from cotenant.domain.nodes import NodeUnreachable
+from cotenant.nodes.fleet import Route
 from cotenant.nodes.messages import ErrorBody
 from cotenant.nodes.protocol import MAX_LINE_BYTES, Json, error_from, from_json
 
@@ -26,25 +26,10 @@ _SPARE_S: Final = 3.0
 """How much longer than the broker itself we wait for it: it says more about what did not answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class BrokerNode:
-    """A node of Ray that lives. `id` is Ray's: a raylet that is started again has another.
-
-    `warnings` say what Ray should have been started with. `problem` says why no call reaches its agent.
-    """
-
-    id: str
-    name: str
-    address: str
-    head: bool = False
-    warnings: tuple[str, ...] = ()
-    problem: str | None = None
-
-
 class BrokerTransport:
     """Carries calls to agents through the broker; a node is named by Ray's id of it.
 
-    `nodes` are those of the last list, none while there is no broker. `problem` says why there is none.
+    `routes` are the nodes of the last list, none while there is no broker. `problem` says why there is none.
     `listeners` are called when any of these has changed.
     """
 
@@ -55,14 +40,9 @@ class BrokerTransport:
         self._process: asyncio.subprocess.Process | None = None
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Json]] = {}
-        self.nodes: tuple[BrokerNode, ...] = ()
+        self.routes: tuple[Route, ...] = ()
         self.problem: str | None = "Ray's broker is being started"
         self.listeners: list[Callable[[], None]] = []
-
-    @property
-    def is_up(self) -> bool:
-        """Whether the broker has joined Ray's cluster."""
-        return self.problem is None
 
     async def call(self, node: str, method: str, params: Json, timeout_s: float) -> Json:
         """Return the result of a method of a node's agent. Raises what it answered, or NodeUnreachable."""
@@ -107,7 +87,7 @@ class BrokerTransport:
                 process.kill()
                 await process.wait()
             self._process = None
-            self._set(self.nodes and (), "Ray's broker has ended")
+            self._set((), "Ray's broker has ended")
             for waiting in self._waiting.values():
                 if not waiting.done():
                     waiting.set_exception(NodeUnreachable("the way to the nodes is being made anew"))
@@ -117,7 +97,7 @@ class BrokerTransport:
     def _take(self, message: Json) -> str | None:
         """Take a line; return the broker's problem if it is one."""
         if "nodes" in message:
-            self._set(tuple(from_json(BrokerNode, each) for each in message["nodes"]), None)
+            self._set(tuple(from_json(Route, each) for each in message["nodes"]), None)
         elif "id" in message:
             waiting = self._waiting.get(message["id"])
             if waiting is not None and not waiting.done():
@@ -128,9 +108,9 @@ class BrokerTransport:
         problem: str | None = message.get("problem")
         return problem
 
-    def _set(self, nodes: tuple[BrokerNode, ...], problem: str | None) -> None:
-        if (nodes, problem) != (self.nodes, self.problem):
-            self.nodes, self.problem = nodes, problem
+    def _set(self, routes: tuple[Route, ...], problem: str | None) -> None:
+        if (routes, problem) != (self.routes, self.problem):
+            self.routes, self.problem = routes, problem
             for listener in self.listeners:
                 listener()
 

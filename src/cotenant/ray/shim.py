@@ -22,6 +22,12 @@ _DETACH: Final = (
     "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
 )
 """Makes the agent nobody's child: Ray ends the children of a worker with it."""
+_FLAGS: Final = {
+    "--name": "COTENANT_NODE",
+    "--gpus": "COTENANT_GPUS",
+    "--llama-server": "COTENANT_LLAMA_SERVER",
+}
+"""What a machine may say of itself, in the environment of its `ray start`."""
 
 
 class Shim:
@@ -60,7 +66,10 @@ class Shim:
                 return
             path = self._folder.log
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            agent = ("-m", "cotenant.cli.main", "agent", "--fleet", self._fleet)
+            given = [
+                arg for flag, name in _FLAGS.items() if name in os.environ for arg in (flag, os.environ[name])
+            ]
+            agent = ("-m", "cotenant.cli.main", "agent", "--fleet", self._fleet, *given)
             with path.open("ab") as log:
                 began = log.tell()
                 await asyncio.to_thread(
