@@ -83,6 +83,7 @@ class Daemon:
         self.events: list[AgentEvent] = []
         self.answer: HelloAnswer
         self._tasks: list[asyncio.Task[None]] = []
+        self._beating: asyncio.Task[None] | None = None
 
     async def hello(self) -> HelloAnswer:
         given = Hello(FLEET, self.epoch, self.lease_s, __version__, gate=self.gate)
@@ -110,18 +111,24 @@ class Daemon:
             stamp = await self.renew(stamp)
             await asyncio.sleep(min(1.0, self.lease_s / 10))
 
+    def stop_beating(self) -> None:
+        """Renew the lease no more."""
+        if self._beating is not None:
+            self._beating.cancel()
+
     @contextlib.asynccontextmanager
-    async def connected(self, *, beats: bool = True) -> AsyncIterator["Daemon"]:
+    async def connected(self) -> AsyncIterator["Daemon"]:
         """Have it follow the agent; whatever breaks there ends the test."""
         await self.hello()
         await self.renew(self.answer.stamp)
-        self._tasks = [asyncio.create_task(self.follow())]
-        self._tasks += [asyncio.create_task(self.beat())] if beats else []
+        self._beating = asyncio.create_task(self.beat())
+        self._tasks = [asyncio.create_task(self.follow()), self._beating]
         try:
             yield self
         finally:
             for task in self._tasks:
                 task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, NodeError):
-                await asyncio.gather(*self._tasks)
+            for task in self._tasks:
+                with contextlib.suppress(asyncio.CancelledError, NodeError):
+                    await task
             await self.transport.close()

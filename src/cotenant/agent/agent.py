@@ -74,7 +74,7 @@ class Agent:
             )
         )
         self.gate = Gate(lambda: not self.lease.left_s)
-        self.engines = AgentEngines(self._hosts, self.gate, self._events)
+        self.engines = AgentEngines(self._hosts, self.gate, self._events, why_over=self._why_over)
         self.readings = Readings(
             probe, clock, self.engines, self._events, lambda: frozenset(self._hosts.asleep.values())
         )
@@ -127,11 +127,15 @@ class Agent:
             await asyncio.sleep(self.lease.left_s)
             if not self.lease.left_s:
                 if len(self.engines):
-                    why = f"no daemon has renewed its lease of {format_duration(self.lease.lease_s)}"
-                    _LOG.warning("%d engines are ended: %s", len(self.engines), why)
-                    await self.engines.end_all(why)
+                    _LOG.warning("%d engines are ended: %s", len(self.engines), self._why_over())
+                    await self.engines.end_all(self._why_over() or "")
                 self._renewed.clear()
                 await self._renewed.wait()
+
+    def _why_over(self) -> str | None:
+        if self.lease.left_s:
+            return None
+        return f"no daemon has renewed its lease of {format_duration(self.lease.lease_s)}"
 
     def _check_protocol(self, params: object) -> None:
         given = params if isinstance(params, dict) else {}

@@ -74,13 +74,15 @@ class _Run:
 class AgentEngines:
     """Starts engines by `host`, lets requests in to them by `gate`, and reports them in `events`.
 
-    `changed` is called when one has started or ended, `ended` with its id once nothing of it is left.
+    `why_over` says why no engine may run any more, None if they may. `changed` is called when one has started
+    or ended, `ended` with its id once nothing of it is left.
     """
 
     host: EngineHost
     gate: Gate
     events: EventLog
     environment: Environment = _nothing_shared
+    why_over: Callable[[], str | None] = lambda: None
     changed: Callable[[], None] = lambda: None
     ended: Callable[[str], None] = lambda _: None
     _runs: dict[str, _Run] = field(default_factory=dict)
@@ -192,6 +194,7 @@ class AgentEngines:
             _LOG.exception("engine failed unexpectedly: model=%s", name)
             end = EngineEnd(f"{name} failed unexpectedly: {unforeseen}", Cause.UNKNOWN)
         self.gate.expel(run.token)
+        run.ended_because = run.ended_because or self.why_over()
         if run.ended_because is not None:
             end, error = EngineEnd(f"{name} was ended: {run.ended_because}", Cause.UNKNOWN), None
         run.state = EngineState.ENDED

@@ -17,7 +17,6 @@ from typing import Final, cast
 
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import BadSetting, InsecureBind, PortTaken
-from cotenant.http.listeners import PortTaken as PortOfAnother
 from cotenant.http.listeners import verify_listener
 from cotenant.nodes.messages import GateAddress, GateSettings
 
@@ -33,11 +32,15 @@ _LOG = logging.getLogger(__name__)
 
 
 class Gate:
-    """Listens at one address, and knows the tokens. It lets nobody in while `closed` returns true."""
+    """Listens at one address, and knows the tokens. It lets nobody in while `closed` returns true.
+
+    `clients` are all open connections, of which `strangers` is how many have not shown a token yet.
+    """
 
     def __init__(self, closed: Callable[[], bool]) -> None:
         self.closed = closed
         self.strangers = 0
+        self.clients: set[_Client] = set()
         self._by_digest: dict[bytes, Endpoint] = {}
         self._spliced: dict[bytes, set[_Client]] = {}
         self._settings: GateSettings | None = None
@@ -81,9 +84,8 @@ class Gate:
         """Listen no longer, and cut every connection."""
         if self._server is not None:
             self._server.close()
-        for clients in [*self._spliced.values()]:
-            for client in [*clients]:
-                client.cut()
+        for client in [*self.clients]:
+            client.cut()
 
     def admit(self, token: str, endpoint: Endpoint) -> None:
         """Let whoever has a token in to an engine."""
@@ -108,6 +110,7 @@ class Gate:
 
     def leave(self, client: "_Client") -> None:
         """Forget a connection that has ended."""
+        self.clients.discard(client)
         if client.digest is not None and client.digest in self._spliced:
             self._spliced[client.digest].discard(client)
 
@@ -176,6 +179,7 @@ class _Client(_End):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self._gate.clients.add(self)
         self._gate.strangers += 1
         self._timer = self._loop.call_later(_FIRST_LINE_WITHIN_S, self.cut)
         if self._gate.strangers > _MOST_STRANGERS or self._gate.closed():
@@ -216,15 +220,20 @@ class _Client(_End):
             self._timer = None
 
     async def _pass_on(self, endpoint: Endpoint) -> None:
+        engine = _End()
         try:
             async with asyncio.timeout(_CONNECT_WITHIN_S):
-                _, engine = await self._loop.create_connection(_End, endpoint.host, endpoint.port)
+                await self._loop.create_connection(lambda: engine, endpoint.host, endpoint.port)
             self._task = None
             verify_listener(endpoint)
-        except (OSError, PortOfAnother) as error:
+        except OSError as error:
             _LOG.info("no connection to the engine at %s: %s", endpoint.authority, error)
+            engine.cut()
             self.cut()
             return
+        except asyncio.CancelledError:
+            engine.cut()
+            raise
         transport = cast(asyncio.Transport, self._transport)
         if transport.is_closing():
             engine.cut()

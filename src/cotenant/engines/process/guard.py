@@ -81,7 +81,9 @@ class _LeaseTimer:
     def over(self) -> bool:
         """Whether it is over; if not, the signal comes once it may be."""
         due_ns = int.from_bytes(os.pread(self._fd, 8, 0), "little")
-        if due_ns <= time.clock_gettime_ns(time.CLOCK_BOOTTIME):
+        late_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - due_ns
+        if late_ns >= 0:
+            os.write(2, b"[cotenant] its lease ended %d ms ago: it is killed\n" % (late_ns // 1_000_000))
             return True
         # No interval, then the instant: each is seconds and nanoseconds.
         setting = (ctypes.c_long * 4)(0, 0, *divmod(due_ns, 1_000_000_000))
