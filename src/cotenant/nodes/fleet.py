@@ -110,7 +110,6 @@ class FleetSettings:
     gate_port: int = 0
     certificate: Path | None = None
     key: Path | None = None
-    llama_server: Path | None = None
     secrets: frozenset[str] = frozenset()
 
 
@@ -248,7 +247,6 @@ class NodeFleet:
                 settings.rules.lease_s,
                 __version__,
                 gate=gate,
-                llama_server=settings.llama_server,
                 secrets=settings.secrets,
             ),
             _ANSWER_S,
