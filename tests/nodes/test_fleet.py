@@ -21,6 +21,7 @@ from cotenant.nodes.messages import (
     HelloAnswer,
     Identity,
     Nothing,
+    ReadingTaken,
     Stamp,
 )
 from cotenant.nodes.protocol import Json, to_json
@@ -45,8 +46,8 @@ class Agent:
         match method:
             case "hello":
                 identity = Identity(self.machine, "boot", params["fleet"], self.name)
-                inventory = Inventory(InventorySource.HOST, (), {})
-                return HelloAnswer(identity, "1", 1, inventory, (), (), self.last, 100.0, 0.0)
+                reading = ReadingTaken(Inventory(InventorySource.HOST, (), {}))
+                return HelloAnswer(identity, "1", 1, reading, (), (), self.last, 100.0, 0.0)
             case "renew":
                 return Stamp(params["stamp"] + 1, 60.0)
             case "poll":
