@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from cotenant.agent.logs import read_log
 from cotenant.agent.readings import Readings
 from cotenant.clock import Clock
 from cotenant.domain.devices import ComputeMode, DeviceId, Inventory
+from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import EngineBuild
 from cotenant.domain.errors import BadRequest, BadSetting, CotenantError
 from cotenant.domain.nodes import WrongProtocol
@@ -27,7 +28,7 @@ from cotenant.engines.llama_cpp.builds import discover
 from cotenant.engines.process.log_folder import LogFolder
 from cotenant.hardware.model_cache.load_progress import loaded_bytes
 from cotenant.hardware.process_memory import ProbeMeter
-from cotenant.interfaces import GpuProbe
+from cotenant.interfaces import Engine, EngineOrder, GpuProbe
 from cotenant.nodes import messages, protocol
 from cotenant.nodes.messages import PROTOCOL, Hello, HelloAnswer, Identity, Nothing
 from cotenant.nodes.protocol import Json, Method, from_json, to_json
@@ -52,6 +53,21 @@ class AgentOptions:
     problems: tuple[str, ...] = ()
 
 
+@dataclass(slots=True)
+class _LlamaServer:
+    """Has llama.cpp models run on the daemon's `program`, unless they name another one."""
+
+    hosts: EngineHosts
+    program: Path | None = None
+
+    async def start(self, order: EngineOrder) -> Engine:
+        """Start loading."""
+        llama_cpp = order.placement.recipe.engine is EngineKind.LLAMA_CPP
+        if self.program is not None and llama_cpp and not order.options.command:
+            order = replace(order, options=replace(order.options, command=(str(self.program),)))
+        return await self.hosts.start(order)
+
+
 class Agent:
     """One machine of a fleet: its devices by `probe`, its engines, its gate and its lease."""
 
@@ -74,7 +90,8 @@ class Agent:
             )
         )
         self.gate = Gate(lambda: not self.lease.left_s)
-        self.engines = AgentEngines(self._hosts, self.gate, self._events, why_over=self._why_over)
+        self._host = _LlamaServer(self._hosts)
+        self.engines = AgentEngines(self._host, self.gate, self._events, why_over=self._why_over)
         self.readings = Readings(
             probe, clock, self.engines, self._events, lambda: frozenset(self._hosts.asleep.values())
         )
@@ -156,6 +173,7 @@ class Agent:
         self._epoch.obey(asked.epoch)
         self.lease.lease_s = asked.lease_s
         self._secrets = asked.secrets
+        self._host.program = asked.llama_server
         if asked.gate is not None:
             await self.gate.open(asked.gate)
         seq, reading, builds = self._events.last, await self.readings.measure(), await self._found_builds()

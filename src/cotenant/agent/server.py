@@ -1,6 +1,7 @@
 """Calls of an agent over its Unix socket: JSON objects, one a line, answered in any order."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -88,5 +89,7 @@ class AgentServer:
             _LOG.exception("a call failed unexpectedly")
             unforeseen = CotenantError(f"the agent failed unexpectedly: {type(error).__name__}: {error}")
             message = {"id": number, "error": error_to_json(unforeseen)}
-        if not writer.is_closing():
-            writer.write(json.dumps(message).encode() + b"\n")
+        with contextlib.suppress(ConnectionError):
+            if not writer.is_closing():
+                writer.write(json.dumps(message).encode() + b"\n")
+                await writer.drain()
