@@ -39,6 +39,7 @@ _ALLOWED = {
         "atomic_files",
         "hardware",
         "engines",
+        "hub",
         "nodes",
         "state_dir",
         "agent",
@@ -144,7 +145,7 @@ _ENTRANCES: dict[str, set[str]] = {
     "engines.process": {"guard", "log_folder", "marks", "process"},
     "gateway.inference": {"request_log"},
     "hardware.gpus": {"card_health", "described", "host", "inventory", "xid_events"},
-    "hardware.model_cache": {"load_progress", "warm"},
+    "hardware.model_cache": {"load_progress", "page_cache", "warm"},
     "hardware.mps": {
         "control",
         "daemon",

@@ -2,14 +2,34 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.engines.contract import complete, running
 from tests.support.agents import Daemon, agent
 from tests.support.engines.orders import fake_server, host_order
+from tests.support.models.gguf_models import build_tiny_llama
+from tests.support.waiting import alive
 
 
 async def test_an_engine_is_started_asked_through_the_gate_and_stopped(tmp_path: Path) -> None:
-    with agent(tmp_path) as there:
-        async with Daemon(there, llama_server=fake_server(tmp_path)).connected() as daemon:
+    with agent(tmp_path, "--llama-server", str(fake_server(tmp_path))) as there:
+        async with Daemon(there).connected() as daemon:
             order = host_order(tmp_path / "m.gguf")
             async with running(daemon.host, order) as engine:
                 assert b'"choices"' in await complete(engine)
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+async def test_llama_cpp_itself_runs_on_another_machine(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    with agent(tmp_path) as there:
+        async with Daemon(there).connected() as daemon:
+            order = host_order(build_tiny_llama(tmp_path / "tiny.gguf"))
+            async with running(daemon.host, order) as engine:
+                assert b'"choices"' in await complete(engine)
+                report = engine.report()
+                assert report is not None
+                assert sum(device.parts.total for device in report.devices) > 0
+                pid = engine.node_pid  # type: ignore[attr-defined]
+            assert not alive(pid)

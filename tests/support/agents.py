@@ -74,15 +74,7 @@ def agent(
 class Daemon:
     """What a daemon does with one agent: says hello, renews its lease, and takes its events."""
 
-    def __init__(
-        self,
-        running: AgentProcess,
-        epoch: int = 1,
-        lease_s: float = 600.0,
-        llama_server: Path | None = None,
-        **more: Any,
-    ) -> None:
-        self.llama_server = llama_server
+    def __init__(self, running: AgentProcess, epoch: int = 1, lease_s: float = 600.0, **more: Any) -> None:
         self.transport = SocketTransport(lambda _: running.socket)
         self.epoch = epoch
         self.lease_s = lease_s
@@ -94,9 +86,7 @@ class Daemon:
         self._beating: asyncio.Task[None] | None = None
 
     async def hello(self) -> HelloAnswer:
-        given = Hello(
-            FLEET, self.epoch, self.lease_s, __version__, gate=self.gate, llama_server=self.llama_server
-        )
+        given = Hello(FLEET, self.epoch, self.lease_s, __version__, gate=self.gate)
         self.answer = await ask(self.transport, "b", HELLO, given, 60.0)
         self.host.gate = self.answer.gate
         return self.answer

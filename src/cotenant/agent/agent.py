@@ -5,20 +5,22 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from cotenant import __version__
 from cotenant.agent.engines import AgentEngines
 from cotenant.agent.events import EventLog
+from cotenant.agent.files import statuses
 from cotenant.agent.gate import Gate
 from cotenant.agent.lease import Epoch, Lease
 from cotenant.agent.logs import read_log
+from cotenant.agent.pulls import Puller
 from cotenant.agent.readings import Readings
 from cotenant.clock import Clock
+from cotenant.concurrency.detached_thread import run_in_detached_thread
 from cotenant.domain.devices import ComputeMode, DeviceId, Inventory
-from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import EngineBuild
 from cotenant.domain.errors import BadRequest, BadSetting, CotenantError
 from cotenant.domain.nodes import WrongProtocol
@@ -28,7 +30,7 @@ from cotenant.engines.llama_cpp.builds import discover
 from cotenant.engines.process.log_folder import LogFolder
 from cotenant.hardware.model_cache.load_progress import loaded_bytes
 from cotenant.hardware.process_memory import ProbeMeter
-from cotenant.interfaces import Engine, EngineOrder, GpuProbe
+from cotenant.interfaces import GpuProbe
 from cotenant.nodes import messages, protocol
 from cotenant.nodes.messages import PROTOCOL, Hello, HelloAnswer, Identity, Nothing
 from cotenant.nodes.protocol import Json, Method, from_json, to_json
@@ -53,21 +55,6 @@ class AgentOptions:
     problems: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
-class _LlamaServer:
-    """Has llama.cpp models run on the daemon's `program`, unless they name another one."""
-
-    hosts: EngineHosts
-    program: Path | None = None
-
-    async def start(self, order: EngineOrder) -> Engine:
-        """Start loading."""
-        llama_cpp = order.placement.recipe.engine is EngineKind.LLAMA_CPP
-        if self.program is not None and llama_cpp and not order.options.command:
-            order = replace(order, options=replace(order.options, command=(str(self.program),)))
-        return await self.hosts.start(order)
-
-
 class Agent:
     """One machine of a fleet: its devices by `probe`, its engines, its gate and its lease."""
 
@@ -90,8 +77,7 @@ class Agent:
             )
         )
         self.gate = Gate(lambda: not self.lease.left_s)
-        self._host = _LlamaServer(self._hosts)
-        self.engines = AgentEngines(self._host, self.gate, self._events, why_over=self._why_over)
+        self.engines = AgentEngines(self._hosts, self.gate, self._events, why_over=self._why_over)
         self.readings = Readings(
             probe, clock, self.engines, self._events, lambda: frozenset(self._hosts.asleep.values())
         )
@@ -99,6 +85,7 @@ class Agent:
         self.engines.ended = lambda _: self.readings.engine_ended()
         self._builds: asyncio.Task[tuple[EngineBuild, ...]] | None = None
         self._renewed = asyncio.Event()
+        self._puller = Puller(options.name, self._events)
         handlers: tuple[tuple[Method[Any, Any], Callable[[Any], Awaitable[Any]]], ...] = (
             (protocol.HELLO, self._hello),
             (protocol.RENEW, self._renew),
@@ -110,6 +97,8 @@ class Agent:
             (protocol.BUSY_SLOTS, self._busy_slots),
             (protocol.LOAD_PROGRESS, self._load_progress),
             (protocol.LOG, self._log),
+            (protocol.FILES, self._files),
+            (protocol.PULL, self._pull),
             (protocol.BUILDS, self._list_builds),
         )
         self._methods = {method.name: (method, handler) for method, handler in handlers}
@@ -127,6 +116,8 @@ class Agent:
     async def run(self) -> None:
         """Measure the devices, and end the engines when the lease is over, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
+            # Before a daemon asks: it takes a second.
+            tasks.create_task(self._found_builds())
             tasks.create_task(self.readings.run())
             tasks.create_task(self._end_with_lease())
 
@@ -173,7 +164,6 @@ class Agent:
         self._epoch.obey(asked.epoch)
         self.lease.lease_s = asked.lease_s
         self._secrets = asked.secrets
-        self._host.program = asked.llama_server
         if asked.gate is not None:
             await self.gate.open(asked.gate)
         seq, reading, builds = self._events.last, await self.readings.measure(), await self._found_builds()
@@ -244,6 +234,14 @@ class Agent:
     async def _log(self, asked: messages.LogPart) -> messages.LogBytes:
         path = self._logs.latest(asked.name)
         return await asyncio.to_thread(read_log, path, asked.offset, asked.limit_bytes)
+
+    async def _files(self, asked: messages.Paths) -> messages.Files:
+        return messages.Files(await run_in_detached_thread(lambda: statuses(asked.paths)))
+
+    async def _pull(self, asked: messages.Pull) -> Nothing:
+        self._epoch.obey(asked.epoch)
+        self._puller.pull(asked)
+        return Nothing()
 
     async def _list_builds(self, _: Nothing) -> messages.Builds:
         self._builds = None

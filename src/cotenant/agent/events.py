@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from cotenant.nodes.messages import AgentEvent, Events, ReadingTaken
+from cotenant.nodes.messages import AgentEvent, Events, FileProgress, ReadingTaken
 
 _KEPT: Final = 1_000
 _AT_ONCE: Final = 100
 
 
 class EventLog:
-    """Events that are not acknowledged yet: at most 1,000, and of readings only the last one.
+    """Events that are not acknowledged yet, at most 1,000.
 
     Numbers go on from the time of the start, so that those of two runs of an agent are never taken for each
     other's.
@@ -29,9 +29,9 @@ class EventLog:
 
     def add(self, event: AgentEvent) -> None:
         """Give an event the next number and keep it."""
-        if isinstance(event, ReadingTaken):
-            kept = (each for each in self._events if not isinstance(each, ReadingTaken))
-            self._events = deque(kept)
+        if isinstance(event, ReadingTaken | FileProgress):
+            # Of readings, and of the progress of one file, only the last one says anything.
+            self._events = deque(each for each in self._events if not _replaces(event, each))
         self.last += 1
         self._events.append(replace(event, seq=self.last))
         if len(self._events) > _KEPT:
@@ -54,3 +54,9 @@ class EventLog:
                     await self._more.wait()
         found = [event for event in self._events if event.seq > number]
         return Events(tuple(found[:_AT_ONCE]), stamp())
+
+
+def _replaces(event: ReadingTaken | FileProgress, other: AgentEvent) -> bool:
+    if isinstance(event, FileProgress):
+        return isinstance(other, FileProgress) and other.path == event.path
+    return isinstance(other, ReadingTaken)

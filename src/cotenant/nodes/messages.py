@@ -59,8 +59,8 @@ class Hello:
     """The first call of a daemon, and of each that begins anew.
 
     `epoch` is the daemon's number, higher than that of each before it. `lease_s` is how long engines go on
-    without a daemon. `llama_server` is the operator's program on all machines. `secrets` are values of the
-    environment that no engine gets. A hello renews no lease: a `renew` with the stamp of its answer follows.
+    without a daemon. `secrets` are values of the environment that no engine gets. A hello renews no lease:
+    a `renew` with the stamp of its answer follows.
     """
 
     fleet: str
@@ -69,7 +69,6 @@ class Hello:
     version: str
     protocol: int = PROTOCOL
     gate: GateSettings | None = None
-    llama_server: Path | None = None
     secrets: frozenset[str] = frozenset()
 
 
