@@ -106,6 +106,7 @@ _SIBLINGS: dict[str, dict[str, set[str]]] = {
         "core": set(),
         "monitors": {"core"},
         "sharing": {"core"},
+        "nodes": {"core", "monitors"},
         "alerting": set(),
         "advising": {"core"},
     },
@@ -136,6 +137,7 @@ _SIBLINGS: dict[str, dict[str, set[str]]] = {
 }
 # The files by which other rooms may reach into a sub-room; all else of it is its own.
 _ENTRANCES: dict[str, set[str]] = {
+    "config.values": {"nodes"},
     "daemon.core": {"fleet", "inputs", "settings"},
     "daemon.monitors": {"measured_footprints", "ollama_models", "recorder"},
     "engines.launch": {"launchers", "orphans", "plan"},

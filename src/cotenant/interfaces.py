@@ -52,7 +52,9 @@ class EngineOrder:
 
     `model_path` is None if the engine finds the model by name. `options` are the operator's settings for the
     engine. `env` and `args` are the operator's additions, applied last. `launch` says whether it runs in a
-    container. `planned_gpus` are those that it was planned on, also described ones, which it cannot see.
+    container. `planned_gpus` are those that it was planned on, also described ones, which it cannot see;
+    `planned` is that plan if they are described ones. `recipe` is the model's own, before layers became a
+    number.
     """
 
     name: str
@@ -66,6 +68,8 @@ class EngineOrder:
     options: EngineOptions = NO_OPTIONS
     launch: LaunchOptions = ON_HOST
     planned_gpus: tuple[Device, ...] = ()
+    planned: Placement | None = None
+    recipe: Recipe | None = None
 
 
 class Engine(Protocol):

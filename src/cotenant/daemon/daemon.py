@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 from collections.abc import Awaitable, Collection, Coroutine, Iterator
+from dataclasses import replace
 from typing import Final
 
 from cotenant.analysis.calibration import compare
@@ -32,11 +33,13 @@ from cotenant.daemon.monitors.load_progress import LoadWatcher
 from cotenant.daemon.monitors.recorder import Recorder
 from cotenant.daemon.monitors.warm_keeper import WarmKeeper
 from cotenant.daemon.monitors.watchers import CardWatcher
+from cotenant.daemon.nodes.cards import NodeCards
+from cotenant.daemon.nodes.parts import NodeParts
 from cotenant.daemon.past_runs import with_margin
 from cotenant.daemon.plans import Plans
 from cotenant.daemon.sharing.mps import MpsRules, Sharing
 from cotenant.daemon.systemd_notify import ServiceManager
-from cotenant.domain.devices import ComputeMode, DeviceId, Inventory
+from cotenant.domain.devices import ComputeMode, DeviceId, Inventory, MpsMode
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import UsageError
 from cotenant.domain.records import PastRuns
@@ -99,20 +102,23 @@ class Daemon:
                 exclusive=frozenset(r.device_id for r in readings if r.compute_mode is exclusive),
                 llama_server=options.llama_server,
                 cuda_version=inputs.inventory.cuda_version,
-                secrets=lambda: frozenset(
-                    entry.options.address.key
-                    for entry in self._active.models
-                    if entry.options.address is not None and entry.options.address.key is not None
-                ),
+                secrets=self._secrets,
             )
         )
         self._warned: tuple[str, ...] = ()
+        self._nodes: NodeParts | None = None
+        if configuration.nodes is not None:
+            # What shares a card of another machine is its agent's business.
+            mps = replace(mps, mode=MpsMode.OFF, found=())
+            self._nodes = NodeParts(configuration.nodes, store, clock, self._hosts, self._secrets)
         self._sharing = Sharing(mps)
         rules = configuration.devices.rules
         effects = Effects(
-            self._hosts,
+            self._hosts if self._nodes is None else self._nodes.hosts,
             clock,
-            lambda entry, placement: place_on_this_machine(entry.request, placement, rules),
+            lambda entry, placement: place_on_this_machine(
+                entry.request, placement, rules, ram=self._cards.host_of(placement.node)
+            ),
             options.load_timeout_s,
             rules,
             self._sharing.environment,
@@ -150,16 +156,21 @@ class Daemon:
             self._warm = WarmKeeper(tier, loop, view)
             loop.feed.listeners.append(self._warm.decided)
 
-        self._cards = CardWatcher(
-            inputs.probe,
-            configuration.devices.use,
-            rules,
-            loop,
-            view,
-            clock,
-            admissions=self._admissions,
-            usage=self._engines.usage,
-        )
+        self._cards: CardWatcher | NodeCards
+        use = configuration.devices.use
+        if self._nodes is not None:
+            self._cards = self._nodes.connect(loop, use, rules, self._admissions, self._stop.set)
+        else:
+            self._cards = CardWatcher(
+                inputs.probe,
+                use,
+                rules,
+                loop,
+                view,
+                clock,
+                admissions=self._admissions,
+                usage=self._engines.usage,
+            )
         self._cards.listeners += [self._alerts.measured, recorder.measured, self._engines.footprints.measured]
         self._cards.listeners.append(lambda _: self._mover.republish())
         self._sharing.listeners.append(self._cards.republish)
@@ -181,10 +192,16 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
+        machines: asyncio.Task[None] | None = None
         try:
             await self._mover.restore()
-            self._cards.read(self._inputs.inventory)
+            if isinstance(self._cards, CardWatcher):
+                self._cards.read(self._inputs.inventory)
             self._active.publish()
+            if self._nodes is not None:
+                await self._nodes.begin()
+                machines = loop.create_task(self._nodes.run())
+                await self._unless_stopped(self._nodes.first())
             await self._engines.ask_once()
             if self._services is not None:
                 await self._services.start()
@@ -192,8 +209,14 @@ class Daemon:
                 await self._serve_until_stopped(after_ready)
         finally:
             self._hosts.forbid_sleep()
+            if self._nodes is not None:
+                loop.call_later(2 * _LAST_ENGINES_S, self._nodes.give_up)
             await self._loop.stop(0 if self._hurry.is_set() else _LAST_ENGINES_S)
             await self._hosts.end_sleeping()
+            if self._nodes is not None and machines is not None:
+                await self._nodes.release()
+                machines.cancel()
+                await asyncio.wait({machines})
             await self._adviser.close()
             await self._sharing.close()
             if self._services is not None:
@@ -208,6 +231,11 @@ class Daemon:
                 _LOG.warning("%s", text)
         self._warned = warnings
         return found
+
+    def _secrets(self) -> frozenset[str]:
+        """Return what no engine's environment may hold."""
+        addresses = (entry.options.address for entry in self._active.models)
+        return frozenset(each.key for each in addresses if each is not None and each.key is not None)
 
     def _on_signal(self) -> None:
         self._systemd.stopping()
@@ -226,7 +254,8 @@ class Daemon:
             return True
         started = self._clock.now()
         # A load that fails is tried again once the cards show its memory free: they are read meanwhile.
-        reading = asyncio.create_task(self._cards.run())
+        watching = self._cards.run() if isinstance(self._cards, CardWatcher) else asyncio.sleep(0)
+        reading = asyncio.create_task(watching)
         try:
             if not await self._unless_stopped(self._operator.load(alone.name)):
                 return False
@@ -259,7 +288,6 @@ class Daemon:
             others = [
                 tasks.create_task(work)
                 for work in (
-                    self._cards.run(),
                     self._active.watch(),
                     self._reload_on_hangup(address),
                     self._refuse_when_stopped(),
@@ -313,6 +341,8 @@ class Daemon:
 
     def _watchers(self) -> Iterator[Coroutine[None, None, None]]:
         """Yield the optional monitors."""
+        if isinstance(self._cards, CardWatcher):
+            yield self._cards.run()
         yield self._alerts.run()
         if self._advisor is not None:
             yield self._advisor.run()

@@ -40,7 +40,7 @@ class BrokerTransport:
         self._process: asyncio.subprocess.Process | None = None
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Json]] = {}
-        self.routes: tuple[Route, ...] = ()
+        self.routes: Sequence[Route] = ()
         self.problem: str | None = "Ray's broker is being started"
         self.listeners: list[Callable[[], None]] = []
 

@@ -110,7 +110,7 @@ class FleetSettings:
     gate_port: int = 0
     certificate: Path | None = None
     key: Path | None = None
-    secrets: frozenset[str] = frozenset()
+    secrets: Callable[[], frozenset[str]] = frozenset
 
 
 @dataclass(slots=True)
@@ -128,6 +128,7 @@ class NodeFleet:
     nodes: dict[str, Node] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     _links: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _answered: set[str] = field(default_factory=set)
     _greeted: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def call(self, node: str, method: str, params: Json, timeout_s: float) -> Json:
@@ -155,7 +156,7 @@ class NodeFleet:
         wanted = set(names)
         try:
             async with asyncio.timeout(within_s):
-                while not (wanted <= self.nodes.keys() if wanted else self.nodes):
+                while not (wanted <= self._answered if wanted else self._answered):
                     await self._greeted.wait()
                     self._greeted.clear()
         except TimeoutError:
@@ -247,7 +248,7 @@ class NodeFleet:
                 settings.rules.lease_s,
                 __version__,
                 gate=gate,
-                secrets=settings.secrets,
+                secrets=settings.secrets(),
             ),
             _ANSWER_S,
         )
@@ -268,6 +269,7 @@ class NodeFleet:
         node.behind_s = self.unix_time() - hello.unix_time_s
         await self._renew(node, hello.stamp)
         self.listener.greeted(node)
+        self._answered.add(node.name)
         self._greeted.set()
         return node
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from cotenant.analysis.calibration import as_reported
@@ -190,6 +191,31 @@ class Effects:
         own = running.engine.log_path if running is not None and running.engine is not None else None
         return own or self.log_path(name)
 
+    def order(
+        self,
+        entry: ModelEntry,
+        planned: Placement,
+        carried_out: Placement,
+        shared: Mapping[str, str] = MappingProxyType({}),
+    ) -> EngineOrder:
+        """Return the order for a model that was `planned` so, and is carried out on this or that."""
+        devices = [share.device for share in planned.used_shares]
+        return EngineOrder(
+            entry.name,
+            entry.path,
+            entry.shape.kind,
+            carried_out,
+            projector_path=entry.projector_path,
+            companions=entry.companions,
+            env={**shared, **entry.env},
+            args=entry.args,
+            launch=entry.launch,
+            options=entry.options,
+            planned_gpus=tuple(device for device in devices if device.kind is not DeviceKind.HOST),
+            planned=None if carried_out is planned else planned,
+            recipe=entry.recipe,
+        )
+
     def pids(self, node: str | None = None) -> dict[int, ResidencyId]:
         """Return the processes of all engines on a node that are processes of ours.
 
@@ -261,20 +287,7 @@ class Effects:
             return EngineEnd(f"{entry.name} does not fit in host RAM: {carried_out.reason}")
         fail = partial(self._fail, residency)
         shared = await self.environment(residency, entry, running.placement, fail)
-        planned = [share.device for share in running.placement.used_shares]
-        order = EngineOrder(
-            entry.name,
-            entry.path,
-            entry.shape.kind,
-            carried_out,
-            projector_path=entry.projector_path,
-            companions=entry.companions,
-            env={**shared, **entry.env},
-            args=entry.args,
-            launch=entry.launch,
-            options=entry.options,
-            planned_gpus=tuple(device for device in planned if device.kind is not DeviceKind.HOST),
-        )
+        order = self.order(entry, running.placement, carried_out, shared)
         running.engine = await host.start(order)
         return await self._serve(residency, running, carried_out, running.engine)
 
