@@ -145,6 +145,7 @@ _ENTRANCES: dict[str, set[str]] = {
     "engines.ollama": {"client"},
     "engines.vllm": {"release"},
     "engines.process": {"guard", "log_folder", "marks", "process"},
+    "gateway.http": {"limits"},
     "gateway.inference": {"request_log"},
     "hardware.gpus": {"card_health", "described", "host", "inventory", "xid_events"},
     "hardware.model_cache": {"load_progress", "page_cache", "warm"},

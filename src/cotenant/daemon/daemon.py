@@ -311,6 +311,7 @@ class Daemon:
             self._operator,
             mover=self._mover,
             lessor=self._lessor,
+            timing=None if self._nodes is None else self._nodes.timing,
             request_log=None if server.request_log is None else RequestLog(server.request_log),
             services=self._services,
             alerts=self._alerts,

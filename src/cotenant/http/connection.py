@@ -6,6 +6,7 @@ take them, which also bounds everything else that a server may send without end.
 
 import asyncio
 import functools
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from typing import Final, Self, cast
@@ -29,6 +30,21 @@ class ResponseBroken(ConnectionError):
 
 class NotHttp(ResponseBroken):
     """What the server sent is not HTTP."""
+
+
+_UNHEARD_S: Final = 10
+_PROBE: Final = ((socket.TCP_KEEPIDLE, 4), (socket.TCP_KEEPINTVL, 2), (socket.TCP_KEEPCNT, 3))
+
+
+def _notice_silence(sock: socket.socket) -> None:
+    """Have the kernel break a connection to another machine that has answered nothing for 10 s.
+
+    It would send again for a quarter of an hour. An engine that computes does answer: its kernel does.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNHEARD_S * 1000)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _PROBE:
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class Connection(asyncio.Protocol):
@@ -107,6 +123,7 @@ class Connection(asyncio.Protocol):
             make, endpoint.host, endpoint.port, ssl=client_context(endpoint.ca) if endpoint.tls else None
         )
         if endpoint.gate is not None:
+            _notice_silence(connection._transport.get_extra_info("socket"))
             connection._transport.write(f"{endpoint.gate}\n".encode("ascii"))
         return connection
 

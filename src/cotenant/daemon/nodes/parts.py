@@ -14,6 +14,7 @@ from cotenant.daemon.nodes.cards import Admissions, NodeCards
 from cotenant.daemon.nodes.hosts import NodeHosts
 from cotenant.daemon.nodes.machines import Machines
 from cotenant.domain.errors import BadSetting, StoreError
+from cotenant.gateway.http.limits import Timing
 from cotenant.interfaces import EngineHost
 from cotenant.nodes.broker_process import BrokerTransport
 from cotenant.nodes.engine_host import NodeEngineHost
@@ -23,6 +24,7 @@ from cotenant.planning.budgets import BudgetRules
 from cotenant.store.store import Store
 
 _LOG = logging.getLogger(__name__)
+_NOTICED_S: Final = 1.0
 _KEY: Final = "nodes"
 _FIRST_S: Final = 15.0
 """How long machines have to answer before requests are: an agent that is started takes seconds."""
@@ -110,6 +112,11 @@ class NodeParts:
             time.time,
             self.machines,
         )
+
+    @property
+    def timing(self) -> Timing:
+        """How long requests wait for the news that the machine of their engine is silent."""
+        return Timing(node_notice_s=self._settings.suspect_after_s + _NOTICED_S)
 
     @property
     def fleet(self) -> NodeFleet:
