@@ -17,7 +17,7 @@ from cotenant.domain.decisions import (
     WaitEstimate,
     WarmStatus,
 )
-from cotenant.domain.devices import Device, Inventory
+from cotenant.domain.devices import NO_MPS_TERMS, Device, Inventory, MpsTerms
 from cotenant.domain.engines import (
     ALONE,
     NO_OPTIONS,
@@ -52,9 +52,9 @@ class EngineOrder:
 
     `model_path` is None if the engine finds the model by name. `options` are the operator's settings for the
     engine. `env` and `args` are the operator's additions, applied last. `launch` says whether it runs in a
-    container. `planned_gpus` are those that it was planned on, also described ones, which it cannot see;
-    `planned` is that plan if they are described ones. `recipe` is the model's own, before layers became a
-    number.
+    container. `mps` is what it gets of cards that it shares. `planned_gpus` are those that it was planned on,
+    also described ones, which it cannot see; `planned` is that plan if they are described ones. `recipe` is
+    the model's own, before layers became a number.
     """
 
     name: str
@@ -70,6 +70,7 @@ class EngineOrder:
     planned_gpus: tuple[Device, ...] = ()
     planned: Placement | None = None
     recipe: Recipe | None = None
+    mps: MpsTerms = NO_MPS_TERMS
 
 
 class Engine(Protocol):

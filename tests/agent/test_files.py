@@ -11,7 +11,8 @@ from cotenant.agent.files import statuses
 from cotenant.agent.pulls import Puller
 from cotenant.domain.errors import BadRequest, NoRoomOnDisk, PullFailed
 from cotenant.hardware.model_cache.page_cache import drop
-from cotenant.nodes.messages import FileProgress, FileState, Pull
+from cotenant.nodes.file_messages import FileState, Pull
+from cotenant.nodes.messages import FileProgress
 from cotenant.nodes.protocol import error_from
 from tests.support.http.model_hub import StandInHub, sha256, standing_in
 from tests.support.waiting import DEADLINE_S

@@ -23,6 +23,7 @@ from cotenant.domain.launching import LauncherKind, LaunchOptions
 from cotenant.domain.models import Parts
 from cotenant.domain.nodes import BadNodeMessage
 from cotenant.domain.vendors import InventorySource
+from cotenant.nodes.file_messages import LogBytes
 from cotenant.nodes.messages import (
     AgentEvent,
     EngineBecameReady,
@@ -35,11 +36,11 @@ from cotenant.nodes.messages import (
     GateAddress,
     HelloAnswer,
     Identity,
-    LogBytes,
     ReadingTaken,
     Start,
 )
 from cotenant.nodes.protocol import METHODS, error_body, error_from, from_json, to_json
+from cotenant.planning.compute_modes import Admission
 from tests.support.engines.orders import gpu, gpu_order, host_order
 
 ENDPOINT = Endpoint("127.0.0.1", 4711, key="k", model="m", kind=EngineKind.VLLM, listeners=frozenset({3, 5}))
@@ -106,7 +107,7 @@ def test_every_event_arrives_as_what_it_is() -> None:
         EngineLoadFailed("no", hint="do", cause=Cause.GPU_MEMORY_LOADING, lacking=Lacking(5, 1))
     )
     events: tuple[AgentEvent, ...] = (
-        ReadingTaken(inventory(), {12: "e"}, (4,), 1),
+        ReadingTaken(inventory(), {12: "e"}, (4,), {gpu(0).id: Admission(48, "why", "mps")}, ("told",), 1),
         EngineBecameReady("e", ENDPOINT, REPORT, 2),
         EngineLeft("e", EngineEnd("died", Cause.HUNG, cuts_requests=True), seq=3),
         EngineLeft("e", error=error, seq=4),

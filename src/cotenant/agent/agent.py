@@ -4,16 +4,18 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from cotenant import __version__
+from cotenant.agent.card_sharing import CardSharing
 from cotenant.agent.engines import AgentEngines
 from cotenant.agent.events import EventLog
 from cotenant.agent.files import statuses
 from cotenant.agent.gate import Gate
+from cotenant.agent.installs import install_for
 from cotenant.agent.lease import Epoch, Lease
 from cotenant.agent.logs import read_log
 from cotenant.agent.pulls import Puller
@@ -31,7 +33,7 @@ from cotenant.engines.process.log_folder import LogFolder
 from cotenant.hardware.model_cache.load_progress import loaded_bytes
 from cotenant.hardware.process_memory import ProbeMeter
 from cotenant.interfaces import GpuProbe
-from cotenant.nodes import messages, protocol
+from cotenant.nodes import file_messages, messages, protocol
 from cotenant.nodes.messages import PROTOCOL, Hello, HelloAnswer, Identity, Nothing
 from cotenant.nodes.protocol import Json, Method, from_json, to_json
 
@@ -45,7 +47,7 @@ class AgentOptions:
     """How an agent is started: for one `fleet`, with all that it keeps in `state_dir`.
 
     `name` is what people call the machine. `llama_server` is the operator's program. `problems` are what
-    was wrong at the start, in sentences.
+    was wrong at the start, in sentences. `examine` checks the machine, in a thread.
     """
 
     fleet: str
@@ -53,6 +55,7 @@ class AgentOptions:
     state_dir: Path
     llama_server: Path | None = None
     problems: tuple[str, ...] = ()
+    examine: Callable[[], Mapping[str, Any]] | None = None
 
 
 class Agent:
@@ -77,18 +80,24 @@ class Agent:
             )
         )
         self.gate = Gate(lambda: not self.lease.left_s)
-        self.engines = AgentEngines(self._hosts, self.gate, self._events, why_over=self._why_over)
+        self._sharing = CardSharing(options.state_dir, lambda: self.readings.engine_changed())
+        self.engines = AgentEngines(
+            self._hosts, self.gate, self._events, self._sharing.environment, why_over=self._why_over
+        )
         self.readings = Readings(
             probe, clock, self.engines, self._events, lambda: frozenset(self._hosts.asleep.values())
         )
         self.engines.changed = self.readings.engine_changed
-        self.engines.ended = lambda _: self.readings.engine_ended()
+        self.readings.admissions = self._sharing.admissions
+        self.engines.ended = self._engine_ended
         self._builds: asyncio.Task[tuple[EngineBuild, ...]] | None = None
         self._renewed = asyncio.Event()
+        self._installing = asyncio.Lock()
         self._puller = Puller(options.name, self._events)
         handlers: tuple[tuple[Method[Any, Any], Callable[[Any], Awaitable[Any]]], ...] = (
             (protocol.HELLO, self._hello),
             (protocol.RENEW, self._renew),
+            (protocol.SHARE_CARDS, self._share_cards),
             (protocol.START, self._start),
             (protocol.AWAIT_READY, self._await_ready),
             (protocol.STOP, self._stop),
@@ -100,6 +109,9 @@ class Agent:
             (protocol.FILES, self._files),
             (protocol.PULL, self._pull),
             (protocol.BUILDS, self._list_builds),
+            (protocol.INSTALL_ENGINE, self._install_engine),
+            (protocol.END_SLEEPING, self._end_sleeping),
+            (protocol.DOCTOR, self._doctor),
         )
         self._methods = {method.name: (method, handler) for method, handler in handlers}
 
@@ -126,6 +138,7 @@ class Agent:
         self._hosts.forbid_sleep()
         await self.engines.end_all("its agent was stopped")
         await self._hosts.end_sleeping()
+        await self._sharing.close()
         self.lease.end()
         self.gate.close()
 
@@ -188,6 +201,15 @@ class Agent:
         self._renewed.set()
         return messages.Stamp(self.lease.stamp(), self.lease.left_s)
 
+    async def _share_cards(self, asked: messages.ShareCards) -> Nothing:
+        self._epoch.obey(asked.epoch)
+        await self._sharing.share(asked)
+        return Nothing()
+
+    def _engine_ended(self, id_: str) -> None:
+        self._sharing.ended(id_)
+        self.readings.engine_ended()
+
     async def _start(self, asked: messages.Start) -> messages.EngineStatus:
         self._epoch.obey(asked.epoch)
         self.lease.check()
@@ -231,14 +253,14 @@ class Agent:
             return messages.LoadProgress(None, None, engine.problem)
         return messages.LoadProgress(seen.read_bytes, seen.total_bytes, engine.problem)
 
-    async def _log(self, asked: messages.LogPart) -> messages.LogBytes:
+    async def _log(self, asked: file_messages.LogPart) -> file_messages.LogBytes:
         path = self._logs.latest(asked.name)
         return await asyncio.to_thread(read_log, path, asked.offset, asked.limit_bytes)
 
-    async def _files(self, asked: messages.Paths) -> messages.Files:
-        return messages.Files(await run_in_detached_thread(lambda: statuses(asked.paths)))
+    async def _files(self, asked: file_messages.Paths) -> file_messages.Files:
+        return file_messages.Files(await run_in_detached_thread(lambda: statuses(asked.paths)))
 
-    async def _pull(self, asked: messages.Pull) -> Nothing:
+    async def _pull(self, asked: file_messages.Pull) -> Nothing:
         self._epoch.obey(asked.epoch)
         self._puller.pull(asked)
         return Nothing()
@@ -246,6 +268,25 @@ class Agent:
     async def _list_builds(self, _: Nothing) -> messages.Builds:
         self._builds = None
         return messages.Builds(await self._found_builds())
+
+    async def _install_engine(self, asked: messages.InstallEngine) -> messages.Builds:
+        self._epoch.obey(asked.epoch)
+        async with self._installing:
+            inventory = (await self.readings.measure()).inventory
+            await asyncio.to_thread(install_for, inventory, asked)
+        return await self._list_builds(Nothing())
+
+    async def _end_sleeping(self, asked: messages.EndSleeping) -> messages.Names:
+        self._epoch.obey(asked.epoch)
+        ended = await self._hosts.end_sleeping(asked.keep)
+        if ended:
+            self.readings.engine_ended()
+        return messages.Names(tuple(ended))
+
+    async def _doctor(self, _: Nothing) -> messages.DoctorReport:
+        if self._options.examine is None:
+            raise BadRequest("this agent has no doctor")
+        return messages.DoctorReport(await run_in_detached_thread(self._options.examine))
 
     async def _found_builds(self) -> tuple[EngineBuild, ...]:
         """Return the builds that were found last; they are looked for once, which takes a second."""

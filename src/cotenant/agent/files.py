@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from cotenant.hardware.model_cache.page_cache import resident_bytes
-from cotenant.nodes.messages import FileState, FileStatus
+from cotenant.nodes.file_messages import FileState, FileStatus
 
 _WARM_SHARE: Final = 0.9
 _NETWORK: Final = frozenset(

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final
 
-from cotenant.nodes.messages import LogBytes
+from cotenant.nodes.file_messages import LogBytes
 
 _MOST_BYTES: Final = 1 << 20
 

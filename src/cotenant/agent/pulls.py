@@ -21,7 +21,8 @@ from cotenant.concurrency.detached_thread import run_in_detached_thread
 from cotenant.domain.errors import BadRequest, CotenantError, NoRoomOnDisk, PullFailed
 from cotenant.domain.units import KIB, MIB, format_bytes
 from cotenant.hub.client import BROKEN, Redirects
-from cotenant.nodes.messages import FileProgress, Pull
+from cotenant.nodes.file_messages import Pull
+from cotenant.nodes.messages import FileProgress
 from cotenant.nodes.protocol import error_body
 
 _STAGING: Final = ".pulls"

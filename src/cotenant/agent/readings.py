@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cotenant.agent.engines import AgentEngines
@@ -15,6 +15,7 @@ from cotenant.domain.units import MIB
 from cotenant.hardware.process_memory import sleeping_processes, with_child_processes
 from cotenant.interfaces import GpuProbe
 from cotenant.nodes.messages import ReadingTaken
+from cotenant.planning.compute_modes import Admission
 
 _RECLAIM_S: Final = 0.05
 _RECLAIM_FOR_S: Final = 5.0
@@ -23,12 +24,17 @@ _QUIET_S: Final = 10.0
 _CHANGE_BYTES: Final = 64 * MIB
 
 
+Admissions = Callable[[Inventory, Mapping[int, str]], tuple[Mapping[DeviceId, Admission], tuple[str, ...]]]
+"""Returns how many engines devices admit, where that is limited, and sentences about that."""
+
+
 @dataclass(eq=False)
 class Readings:
     """Reads the devices every second while engines run, else every ten, and often when one has just ended.
 
     `asleep` are the process groups of sleeping engines. A reading is reported if memory has changed by more
-    than 64 MiB since the last report, if a process has come or gone, and every ten seconds.
+    than 64 MiB since the last report, if a process has come or gone, if other engines are admitted, and every
+    ten seconds.
     """
 
     probe: GpuProbe
@@ -36,6 +42,7 @@ class Readings:
     engines: AgentEngines
     events: EventLog
     asleep: Callable[[], frozenset[int]]
+    admissions: Admissions = lambda *_: ({}, ())
     _reported: ReadingTaken | None = None
     _reported_at: float = 0.0
     _before: Mapping[int, str] = field(default_factory=dict)
@@ -62,7 +69,8 @@ class Readings:
         # The memory of an engine that ended meanwhile still counts as its own.
         engines = with_child_processes(inventory, {**before, **self.engines.pids()})
         self._asleep = sleeping_processes(inventory, groups | self.asleep(), self._asleep, engines)
-        return ReadingTaken(inventory, engines, tuple(sorted(self._asleep)))
+        admissions, warnings = self.admissions(inventory, engines)
+        return ReadingTaken(inventory, engines, tuple(sorted(self._asleep)), admissions, warnings)
 
     async def run(self) -> None:
         """Measure and report until cancelled."""
@@ -89,12 +97,9 @@ class Readings:
 def _differ(one: ReadingTaken, other: ReadingTaken) -> bool:
     """Whether two readings differ in what decisions are made by."""
     before, after = one.inventory, other.inventory
-    if (before.devices, before.problems, one.engines, one.asleep) != (
-        after.devices,
-        after.problems,
-        other.engines,
-        other.asleep,
-    ):
+    if (before.devices, before.problems) != (after.devices, after.problems):
+        return True
+    if replace(one, inventory=after) != replace(other, seq=one.seq):
         return True
     pools = [(before, after)]
     if before.host is not None and after.host is not None:

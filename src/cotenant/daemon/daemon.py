@@ -18,6 +18,7 @@ from cotenant.daemon.alerting.alerts import Alerts
 from cotenant.daemon.alerting.container_deaths import ContainerWatch
 from cotenant.daemon.core.active_configuration import ActiveConfiguration
 from cotenant.daemon.core.effects import Effects
+from cotenant.daemon.core.fleet import wanting
 from cotenant.daemon.core.fleet_view import FleetView
 from cotenant.daemon.core.inputs import AfterReady, DaemonInputs, StartReporter
 from cotenant.daemon.core.lessor import FleetLessor
@@ -37,7 +38,6 @@ from cotenant.daemon.nodes.cards import NodeCards
 from cotenant.daemon.nodes.parts import NodeParts
 from cotenant.daemon.past_runs import with_margin
 from cotenant.daemon.plans import Plans
-from cotenant.daemon.sharing.mps import MpsRules, Sharing
 from cotenant.daemon.systemd_notify import ServiceManager
 from cotenant.domain.devices import ComputeMode, DeviceId, Inventory, MpsMode
 from cotenant.domain.engines import Endpoint
@@ -59,6 +59,7 @@ from cotenant.scheduling.events import LoadAsked, StopAsked
 from cotenant.scheduling.scheduler import Scheduler
 from cotenant.services.compose.orchestrator import ComposeOrchestrator
 from cotenant.services.operator import Services
+from cotenant.sharing.mps import MpsRules, Sharing
 from cotenant.store.store import Store
 
 _LOG = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ class Daemon:
         self._cards: CardWatcher | NodeCards
         use = configuration.devices.use
         if self._nodes is not None:
-            self._cards = self._nodes.connect(loop, use, rules, self._admissions, self._stop.set)
+            self._cards = self._nodes.connect(loop, use, rules, active, self._stop.set)
         else:
             self._cards = CardWatcher(
                 inputs.probe,
@@ -223,9 +224,9 @@ class Daemon:
                 await self._services.close()
 
     def _admissions(self, inventory: Inventory, ours: Collection[int]) -> dict[DeviceId, Admission]:
-        models = self._active.configuration.models
-        found = self._sharing.admissions(inventory, ours, models)
-        warnings = self._sharing.warnings(inventory, ours, models)
+        of_models = wanting(self._active.configuration.models)
+        found = self._sharing.admissions(inventory, ours, of_models)
+        warnings = self._sharing.warnings(inventory, ours, of_models)
         for text in warnings:
             if text not in self._warned:
                 _LOG.warning("%s", text)

@@ -2,16 +2,18 @@
 
 import asyncio
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, TypeVar
 
 from cotenant.concurrency.background_tasks import BackgroundTasks
+from cotenant.domain.devices import DeviceId, MpsGroup, MpsMode
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import CotenantError
 from cotenant.domain.nodes import NodeUnreachable
 from cotenant.interfaces import EngineOrder
 from cotenant.nodes.engine import NodeEngine
+from cotenant.nodes.file_messages import LogBytes, LogPart
 from cotenant.nodes.messages import (
     AgentEvent,
     EngineBecameReady,
@@ -19,11 +21,10 @@ from cotenant.nodes.messages import (
     EngineLeft,
     EngineStatus,
     GateAddress,
-    LogBytes,
-    LogPart,
+    ShareCards,
     Start,
 )
-from cotenant.nodes.protocol import LOG, START, Method
+from cotenant.nodes.protocol import LOG, SHARE_CARDS, START, Method
 from cotenant.nodes.transport import Transport, ask
 
 P = TypeVar("P")
@@ -131,6 +132,12 @@ class NodeEngineHost:
     def by_id(self, id_: str) -> NodeEngine | None:
         """Return the engine of this id."""
         return self._engines.get(id_)
+
+    async def share_cards(
+        self, mode: MpsMode, group: MpsGroup, wanting: Mapping[DeviceId, int], max_loaded: int | None
+    ) -> None:
+        """Say how the machine's cards are shared, and how many models may use each. Raises MpsMissing."""
+        await self._call(SHARE_CARDS, ShareCards(self._epoch, mode, group, wanting, max_loaded))
 
     async def log(self, name: str, offset: int | None = None, limit_bytes: int = 65_536) -> LogBytes:
         """Return a part of the log of a model's last engine there: the end without an offset."""

@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Base64Bytes, Field
+from pydantic import Field
 
-from cotenant.domain.devices import Inventory
+from cotenant.domain.devices import DeviceId, Inventory, MpsGroup, MpsMode
 from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineReport
 from cotenant.domain.exit_causes import Cause, Lacking
 from cotenant.interfaces import EngineOrder
+from cotenant.planning.compute_modes import Admission
 
 PROTOCOL = 1
 """The version of these messages; an agent and a daemon of two versions do not talk to each other."""
@@ -138,6 +139,20 @@ class Stamp:
 
 
 @dataclass(frozen=True, slots=True)
+class ShareCards:
+    """How engines share cards of the machine through MPS, and how many models may use each card.
+
+    `mode` and `group` take effect once no engine runs there. The answer comes with a new reading.
+    """
+
+    epoch: int
+    mode: MpsMode
+    group: MpsGroup
+    wanting: Mapping[DeviceId, int]
+    max_loaded: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """Starts an engine; a second one of the same `id` starts nothing, and is answered as the first."""
 
@@ -195,97 +210,39 @@ class LoadProgress:
 
 
 @dataclass(frozen=True, slots=True)
-class LogPart:
-    """Asks for a part of the log of a model's last engine: the end if `offset` is None."""
+class DoctorReport:
+    """What `cotenant doctor --json` prints on an agent's machine."""
 
-    name: str
-    offset: int | None = None
-    limit_bytes: int = 65_536
-
-
-@dataclass(frozen=True, slots=True)
-class LogBytes:
-    """A part of a log from `offset` on. `size` is that of the whole file: smaller than before if rotated."""
-
-    data: Base64Bytes
-    offset: int
-    size: int
-    path: Path | None
-
-
-@dataclass(frozen=True, slots=True)
-class Paths:
-    """Asks about files."""
-
-    paths: tuple[Path, ...]
-
-
-class FileState(StrEnum):
-    """Where a file is, from the fastest to read on."""
-
-    WARM = "warm"
-    """On this machine, and in its page cache."""
-    LOCAL = "local"
-    SHARED = "shared"
-    """On a file system of the network."""
-    ABSENT = "absent"
-
-
-@dataclass(frozen=True, slots=True)
-class FileStatus:
-    """A file on an agent's machine, and how much of it is in the page cache, None if unknown."""
-
-    path: Path
-    state: FileState
-    size_bytes: int | None = None
-    warm_bytes: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Files:
-    """Files of an agent's machine."""
-
-    files: tuple[FileStatus, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Pull:
-    """Fetches a file from `url` to `path`, unless it is there; FileProgress events follow.
-
-    `headers` are sent with each request. `sha256` (hexadecimal) and `size_bytes` are what it must have.
-    """
-
-    epoch: int
-    path: Path
-    url: str = field(repr=False)
-    sha256: str
-    size_bytes: int
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of an agent's doctor: `ok`, `warning` or `error`, and how to fix it."""
-
-    check: str
-    state: str
-    text: str
-    fix: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """What an agent's doctor found."""
-
-    findings: tuple[Finding, ...]
+    report: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class InstallEngine:
-    """Installs a build of llama.cpp: `variant` is `cpu`, `cuda` or `rocm`."""
+    """Installs a build of llama.cpp: `flavour` is None for the one of the machine's GPUs.
+
+    The others are as the flags of `cotenant engine install`.
+    """
 
     epoch: int
-    variant: str = "cpu"
+    flavour: str | None = None
+    index: str | None = None
+    verify: bool = True
+    newest: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EndSleeping:
+    """Ends the sleeping engines of models that are not in `keep`."""
+
+    epoch: int
+    keep: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Names of models."""
+
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,12 +276,16 @@ class ErrorBody:
 class ReadingTaken:
     """The devices were measured. `engines` says whose the processes in it are, by pid; `asleep` are others.
 
-    It is sent when memory changed by more than 64 MiB, when a process came or went, and else every 10 s.
+    `admissions` are how many engines each device takes, where that is limited, and `warnings` are sentences
+    about that. It is sent when memory changed by more than 64 MiB, when a process came or went, when other
+    engines are admitted, and else every 10 s.
     """
 
     inventory: Inventory
     engines: Mapping[int, str] = field(default_factory=dict)
     asleep: tuple[int, ...] = ()
+    admissions: Mapping[DeviceId, Admission] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
     seq: int = 0
     type: Literal["reading"] = "reading"
 

@@ -13,28 +13,27 @@ from pydantic import TypeAdapter, ValidationError
 
 from cotenant.domain.errors import CotenantError, EngineError
 from cotenant.domain.nodes import BadNodeMessage
+from cotenant.nodes.file_messages import Files, LogBytes, LogPart, Paths, Pull
 from cotenant.nodes.messages import (
     AwaitReady,
     Builds,
     BusySlots,
+    DoctorReport,
+    EndSleeping,
     EngineStatus,
     ErrorBody,
     Events,
-    Files,
-    Findings,
     Hello,
     HelloAnswer,
     InstallEngine,
     LoadProgress,
-    LogBytes,
-    LogPart,
+    Names,
     Nothing,
     OfEngine,
-    Paths,
     Poll,
-    Pull,
     Release,
     Renew,
+    ShareCards,
     Stamp,
     Start,
     Stop,
@@ -62,6 +61,7 @@ class Method(Generic[P, R]):
 
 HELLO: Final = Method("hello", Hello, HelloAnswer)
 RENEW: Final = Method("renew", Renew, Stamp)
+SHARE_CARDS: Final = Method("share_cards", ShareCards, Nothing)
 START: Final = Method("start", Start, EngineStatus)
 AWAIT_READY: Final = Method("await_ready", AwaitReady, Nothing)
 STOP: Final = Method("stop", Stop, Nothing)
@@ -72,13 +72,15 @@ LOG: Final = Method("log", LogPart, LogBytes)
 POLL: Final = Method("poll", Poll, Events)
 FILES: Final = Method("files", Paths, Files)
 PULL: Final = Method("pull", Pull, Nothing)
-DOCTOR: Final = Method("doctor", Nothing, Findings)
+DOCTOR: Final = Method("doctor", Nothing, DoctorReport)
+END_SLEEPING: Final = Method("end_sleeping", EndSleeping, Names)
 BUILDS: Final = Method("builds", Nothing, Builds)
 INSTALL_ENGINE: Final = Method("install_engine", InstallEngine, Builds)
 
 METHODS: Final = (
     HELLO,
     RENEW,
+    SHARE_CARDS,
     START,
     AWAIT_READY,
     STOP,
@@ -90,6 +92,7 @@ METHODS: Final = (
     FILES,
     PULL,
     DOCTOR,
+    END_SLEEPING,
     BUILDS,
     INSTALL_ENGINE,
 )

@@ -3,7 +3,9 @@
 import argparse
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cotenant.cli.flags import file_path
 from cotenant.daemon.log_format import LogFormat, log_to_stderr
@@ -30,6 +32,17 @@ def run(args: argparse.Namespace) -> int:
     log_to_stderr(LogFormat.TEXT)
     folder = AgentFolder(args.state_dir.resolve()) if args.state_dir else AgentFolder.of(args.fleet)
     sock = args.socket or folder.socket
-    options = AgentOptions(args.fleet, args.name or socket.gethostname(), folder.path, args.llama_server)
+    name = args.name or socket.gethostname()
+    options = AgentOptions(args.fleet, name, folder.path, args.llama_server, examine=lambda: _examine(args))
     run_agent(options, sock, gpus=args.gpus, on_ready=lambda: print(os.fspath(sock), flush=True))
     return 0
+
+
+def _examine(args: argparse.Namespace) -> Mapping[str, Any]:
+    """Check the machine as `cotenant doctor` does, without a configuration."""
+    from cotenant.cli.doctor import as_json
+    from cotenant.daemon.core.settings import state_dir
+    from cotenant.doctor.host_context import HostContext
+    from cotenant.doctor.runner import run_checks
+
+    return as_json(run_checks(HostContext(state_dir=state_dir(), llama_server=args.llama_server)))

@@ -14,7 +14,7 @@ from cotenant.clock import Clock
 from cotenant.concurrency.background_tasks import BackgroundTasks
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.abandoned_slots import AbandonedSlotReaper
-from cotenant.domain.devices import DeviceKind
+from cotenant.domain.devices import DeviceKind, MpsTerms
 from cotenant.domain.engines import EngineEnd, EngineReport
 from cotenant.domain.errors import CotenantError, EngineError
 from cotenant.domain.exit_causes import Cause
@@ -73,7 +73,7 @@ class Running:
 
 
 SharedEnvironment = Callable[
-    [ResidencyId, ModelEntry, Placement, Callable[[str], None]], Awaitable[Mapping[str, str]]
+    [ResidencyId, str, MpsTerms, Placement, Callable[[str], None]], Awaitable[Mapping[str, str]]
 ]
 """Returns the environment variables of an engine that may share its cards. Raises CotenantError.
 
@@ -214,6 +214,7 @@ class Effects:
             planned_gpus=tuple(device for device in devices if device.kind is not DeviceKind.HOST),
             planned=None if carried_out is planned else planned,
             recipe=entry.recipe,
+            mps=entry.mps_terms,
         )
 
     def pids(self, node: str | None = None) -> dict[int, ResidencyId]:
@@ -286,7 +287,7 @@ class Effects:
         if isinstance(carried_out, Refusal):
             return EngineEnd(f"{entry.name} does not fit in host RAM: {carried_out.reason}")
         fail = partial(self._fail, residency)
-        shared = await self.environment(residency, entry, running.placement, fail)
+        shared = await self.environment(residency, entry.name, entry.mps_terms, running.placement, fail)
         order = self.order(entry, running.placement, carried_out, shared)
         running.engine = await host.start(order)
         return await self._serve(residency, running, carried_out, running.engine)

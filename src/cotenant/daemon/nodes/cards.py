@@ -1,25 +1,22 @@
 """The devices of all machines, from what their agents report."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.monitors.attribution import NO_USAGE
 from cotenant.daemon.monitors.readings import device_readings
-from cotenant.domain.devices import DeviceId, DeviceKind, Inventory
+from cotenant.domain.devices import Device, DeviceKind, Inventory
 from cotenant.domain.residencies import ResidencyId
 from cotenant.domain.vendors import InventorySource
 from cotenant.nodes.engine import NodeEngine
 from cotenant.nodes.messages import ReadingTaken
 from cotenant.planning.budgets import BudgetRules
-from cotenant.planning.compute_modes import Admission
 from cotenant.scheduling.events import DevicesRead
 
+_LOG = logging.getLogger(__name__)
 _NOTHING = Inventory(InventorySource.HOST, (), {})
-
-
-Admissions = Callable[[Inventory, Collection[int]], Mapping[DeviceId, Admission]]
-"""Returns how many engines each device admits, given the processes that are ours."""
 
 
 class NodeCards:
@@ -29,12 +26,12 @@ class NodeCards:
     whenever one was measured.
     """
 
-    def __init__(self, use: Sequence[str], rules: BudgetRules, loop: Loop, admissions: Admissions) -> None:
+    def __init__(self, use: Sequence[str], rules: BudgetRules, loop: Loop) -> None:
         self._use = use
         self._rules = rules
         self._loop = loop
-        self._admissions = admissions
         self._last: dict[str, ReadingTaken] = {}
+        self._warned: set[str] = set()
         self.listeners: list[Callable[[Inventory | None], None]] = []
 
     @property
@@ -61,6 +58,9 @@ class NodeCards:
     def read(self, node: str, reading: ReadingTaken) -> None:
         """Post what an agent measured."""
         self._last[node] = reading
+        for text in {*reading.warnings} - self._warned:
+            self._warned.add(text)
+            _LOG.warning("%s: %s", node, text)
         self._post(node)
         self._tell()
 
@@ -74,6 +74,11 @@ class NodeCards:
         """Post the last Readings again: what devices admit has changed."""
         for node in self._last:
             self._post(node)
+
+    def devices_of(self, node: str) -> Sequence[Device]:
+        """Return the devices of a machine that are used."""
+        reading = self._last.get(node)
+        return () if reading is None else self._inventory(node, reading).devices
 
     def host_of(self, node: str | None) -> Inventory | None:
         """Return a machine's RAM, as last measured; None if it is unknown."""
@@ -100,8 +105,8 @@ class NodeCards:
         ours = self._residencies(node)
         engines = {pid: ours[id_] for pid, id_ in reading.engines.items() if id_ in ours}
         self._loop.record_readings(inventory.readings, node)
-        admitted = self._admissions(inventory, engines)
-        readings = device_readings(inventory, self._rules, engines, now, admitted, NO_USAGE, reading.asleep)
+        held = (engines, now, reading.admissions, NO_USAGE, reading.asleep)
+        readings = device_readings(inventory, self._rules, *held)
         self._loop.post(DevicesRead(now, readings, node))
 
     def _residencies(self, node: str) -> Mapping[str, ResidencyId]:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 
 from cotenant.daemon.core.loop import Loop
+from cotenant.daemon.nodes.card_sharing import NodeSharing
 from cotenant.daemon.nodes.cards import NodeCards
 from cotenant.daemon.nodes.hosts import NodeHosts
 from cotenant.domain.nodes import StaleEpoch
@@ -21,7 +22,15 @@ class Machines:
     `listeners` are called when a machine has appeared, become silent or come back.
     """
 
-    def __init__(self, loop: Loop, hosts: NodeHosts, cards: NodeCards, stop: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        hosts: NodeHosts,
+        cards: NodeCards,
+        sharing: NodeSharing,
+        stop: Callable[[], None],
+    ) -> None:
+        self._sharing = sharing
         self._loop = loop
         self._hosts = hosts
         self._cards = cards
@@ -35,6 +44,7 @@ class Machines:
         found = host.reconcile(node.hello.engines)
         self._loop.post(NodeBack(self._loop.clock.now(), node.name))
         self._cards.read(node.name, node.hello.reading)
+        self._sharing.tell(node.name)
         for status in found:
             if status.state is not EngineState.ENDED:
                 self._offer(node, status)

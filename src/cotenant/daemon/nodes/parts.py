@@ -9,8 +9,10 @@ from typing import Final
 from cotenant.clock import Clock
 from cotenant.concurrency.background_tasks import BackgroundTasks
 from cotenant.config.values.nodes import NodesSettings
+from cotenant.daemon.core.active_configuration import ActiveConfiguration
 from cotenant.daemon.core.loop import Loop
-from cotenant.daemon.nodes.cards import Admissions, NodeCards
+from cotenant.daemon.nodes.card_sharing import NodeSharing
+from cotenant.daemon.nodes.cards import NodeCards
 from cotenant.daemon.nodes.hosts import NodeHosts
 from cotenant.daemon.nodes.machines import Machines
 from cotenant.domain.errors import BadSetting, StoreError
@@ -66,17 +68,22 @@ class NodeParts:
         loop: Loop,
         use: Sequence[str],
         rules: BudgetRules,
-        admissions: Admissions,
+        active: ActiveConfiguration,
         stop: Callable[[], None],
     ) -> NodeCards:
-        """Have the machines report to the core; `stop` is called if another daemon commands them."""
+        """Have the machines report to the core; `stop` is called if another daemon commands them.
+
+        They share their cards as the `active` configuration says.
+        """
 
         def superseded() -> None:
             self._superseded = True
             stop()
 
-        self.cards = NodeCards(use, rules, loop, admissions)
-        self.machines = Machines(loop, self.hosts, self.cards, superseded)
+        self.cards = NodeCards(use, rules, loop)
+        sharing = NodeSharing(self.hosts, self.cards, active)
+        active.listeners.append(sharing.tell_all)
+        self.machines = Machines(loop, self.hosts, self.cards, sharing, superseded)
         return self.cards
 
     async def begin(self) -> None:
