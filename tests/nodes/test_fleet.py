@@ -113,11 +113,20 @@ class Seen:
         self.story.append(f"superseded: {error.message}")
 
 
+class Ahead(SystemClock):
+    """A clock that a test puts ahead, so that a machine has been silent for long."""
+
+    ahead_s = 0.0
+
+    def now(self) -> float:
+        return super().now() + self.ahead_s
+
+
 @contextlib.asynccontextmanager
-async def running(roads: Roads, **rules: float) -> AsyncIterator[tuple[NodeFleet, list[str]]]:
+async def running(roads: Roads, clock: Ahead | None = None) -> AsyncIterator[tuple[NodeFleet, list[str]]]:
     seen = Seen()
-    timing = LivenessRules(**{"suspect_after_s": 0.1, "lost_after_s": 0.3, "lease_s": 600.0, **rules})
-    made = NodeFleet(roads, FleetSettings("f", 7, timing), SystemClock(), lambda: 0.0, seen)
+    timing = LivenessRules(suspect_after_s=30.0, lost_after_s=60.0, lease_s=600.0)
+    made = NodeFleet(roads, FleetSettings("f", 7, timing), clock or Ahead(), lambda: 0.0, seen)
     task = asyncio.create_task(made.run())
     try:
         yield made, seen.story
@@ -151,24 +160,28 @@ async def test_a_machine_is_greeted_kept_and_heard() -> None:
 
 
 async def test_a_silent_machine_is_suspect_then_lost_and_greeted_when_it_is_back() -> None:
-    agent = Agent()
-    async with running(Roads(r1=agent)) as (_, story):
+    agent, clock = Agent(), Ahead()
+    async with running(Roads(r1=agent), clock) as (_, story):
         await until(lambda: story == ["b greeted"])
         agent.fault = NodeUnreachable("cut off")
+        clock.ahead_s += 31
+        await until(lambda: story == ["b greeted", "b suspect"])
+        clock.ahead_s += 31
         await until(lambda: story == ["b greeted", "b suspect", "b lost"])
         agent.fault = None
         await until(lambda: story[3:] == ["b greeted"])
 
 
 async def test_without_a_broker_no_machine_is_silent_and_each_is_greeted_again() -> None:
-    agent = Agent()
+    agent, clock = Agent(), Ahead()
     roads = Roads(r1=agent)
-    async with running(roads) as (made, story):
+    async with running(roads, clock) as (made, story):
         await until(lambda: story == ["b greeted"])
         roads.problem = "the broker ended"
         roads.change()
+        clock.ahead_s += 100
         began = made.clock.now()
-        await until(lambda: made.clock.now() > began + 0.5)
+        await until(lambda: made.clock.now() > began + 0.1)
         assert story == ["b greeted"]
         roads.problem = None
         roads.change()
@@ -176,15 +189,16 @@ async def test_without_a_broker_no_machine_is_silent_and_each_is_greeted_again()
 
 
 async def test_a_machine_that_ray_knows_twice_is_one_and_follows_the_way_that_leads_to_it() -> None:
-    agent = Agent()
+    agent, clock = Agent(), Ahead()
     roads = Roads(r1=agent)
-    async with running(roads, suspect_after_s=0.5, lost_after_s=600) as (made, story):
+    async with running(roads, clock) as (made, story):
         await until(lambda: story == ["b greeted"])
         roads.agents["r2"] = agent
         roads.change()
         await until(lambda: "knows twice" in made.problems.get("r2", ""))
         assert list(made.nodes) == ["b"]
         roads.agents["r1"] = Agent(fault=NodeUnreachable("its raylet is dead"))
+        clock.ahead_s += 31
         await until(lambda: made.nodes["b"].route.id == "r2")
         await until(lambda: story[-1] == "b greeted")
         agent.happens("e1")

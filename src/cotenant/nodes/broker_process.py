@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -22,6 +23,11 @@ _STEADY_S: Final = 60.0
 """A broker that lived so long is started again at once."""
 _PING_EVERY_S: Final = 2.0
 _PING_S: Final = 10.0
+_PROMPT: Final = {
+    "RAY_grpc_client_keepalive_time_ms": "2000",
+    "RAY_grpc_client_keepalive_timeout_ms": "5000",
+}
+"""Has the broker make a connection anew that a partition has silenced: TCP tries it ever more rarely."""
 _SPARE_S: Final = 3.0
 """How much longer than the broker itself we wait for it: it says more about what did not answer."""
 
@@ -68,6 +74,7 @@ class BrokerTransport:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=MAX_LINE_BYTES,
+            env={**_PROMPT, **os.environ},
             # A Ctrl-C at the terminal is the daemon's; the broker ends with its standard input.
             start_new_session=True,
         )

@@ -27,7 +27,7 @@ class NodeLiveness:
     """One node's. While `blind`, the daemon has no way to any node: silence then says nothing about one.
 
     Its engines still end with their lease, so after that it is lost however good the excuse. A node that is
-    suspect or lost becomes ready by an answer alone.
+    suspect or lost becomes ready by an answer alone. It has been in its `state` since the instant `since`.
     """
 
     def __init__(self, rules: LivenessRules, at: float) -> None:
@@ -36,14 +36,17 @@ class NodeLiveness:
         self._blind_since: float | None = None
         self._excused_s = 0.0
         self.state = Liveness.READY
+        self.since = at
 
     def heard(self, at: float) -> bool:
         """Note an answer; return whether the node was suspect or lost."""
         self._heard_at, self._excused_s = at, 0.0
         if self._blind_since is not None:
             self._blind_since = at
-        was, self.state = self.state, Liveness.READY
-        return was is not Liveness.READY
+        if self.state is Liveness.READY:
+            return False
+        self.state, self.since = Liveness.READY, at
+        return True
 
     def set_blind(self, blind: bool, at: float) -> None:
         """Note that the way to all nodes is gone, or there again."""
@@ -69,5 +72,5 @@ class NodeLiveness:
         # Excuses that come late make nothing better: only an answer does.
         if found is self.state or self.state is Liveness.LOST:
             return None
-        self.state = found
+        self.state, self.since = found, at
         return found

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import itertools
 import json
 import re
 import signal
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cotenant.ray.environment import TOKEN_PATH
 from tests.support.nodes.machines import Machine
 from tests.support.nodes.ray_bed import RayBed
 from tests.support.waiting import wait_until
@@ -31,6 +33,7 @@ class Daemon:
     folder: Path
     config: Path
     fleet: str
+    token: Path | None = None
     process: subprocess.Popen[bytes] | None = None
     logged: int = 0
 
@@ -53,7 +56,11 @@ class Daemon:
             str(self.config),
             "--insecure",
         ]
-        self.process = machine.start(argv, self.bed.environment(), self.folder / "daemon.log")
+        self.process = machine.start(argv, self._environment(), self.folder / "daemon.log")
+
+    def _environment(self) -> dict[str, str]:
+        token = {} if self.token is None else {TOKEN_PATH: str(self.token)}
+        return {**self.bed.environment(), **token}
 
     def kill(self) -> None:
         """Kill it, as the kernel might."""
@@ -129,29 +136,42 @@ class Daemon:
 
 @contextlib.contextmanager
 def daemon_on(
-    bed: RayBed, name: str, model: Path, models: Sequence[dict[str, object]], *, lease: str = "60s"
+    bed: RayBed,
+    name: str,
+    model: Path,
+    models: Sequence[dict[str, object]],
+    *,
+    lease: str = "60s",
+    fleet: str | None = None,
+    token: Path | None = None,
+    suspect_after: str = "3s",
+    lost_after: str = "10s",
 ) -> Iterator[Daemon]:
-    """Serve models on all machines by a daemon on one of them; each daemon has a fleet of its own."""
+    """Serve models on all machines by a daemon on one of them, which has a fleet of its own unless told."""
     number = len(list(bed.folder.glob("daemon*")))
     folder = bed.folder / f"daemon{number}"
     folder.mkdir()
-    fleet = f"f{number}"
+    fleet = fleet or f"f{number}"
     config = folder / "cotenant.yaml"
     entries = [{"path": str(model), **each} for each in models]
     config.write_text(
         f"server: {{host: 0.0.0.0, port: {_PORT}}}\n"
         "devices: {reserve_mib: 100, min_budget_mib: 100}\n"
-        f"nodes: {{address: '{bed.address}', lease: {lease}, fleet: {fleet}, gate_port: 0}}\n"
+        f"nodes: {{address: '{bed.address}', lease: {lease}, fleet: {fleet}, gate_port: 0, "
+        f"suspect_after: {suspect_after}, lost_after: {lost_after}}}\n"
         f"models: {json.dumps(entries)}\n",
         encoding="utf-8",
     )
-    daemon = Daemon(bed, bed.machines[name], folder, config, fleet)
+    daemon = Daemon(bed, bed.machines[name], folder, config, fleet, token)
     try:
         daemon.start()
         yield daemon
         if daemon.process is not None:
             assert daemon.stop() == 0
         assert "Traceback" not in daemon.log
+    except BaseException:
+        print(daemon.log[-20_000:])
+        raise
     finally:
         if daemon.process is not None:
             daemon.kill()
@@ -161,18 +181,22 @@ def daemon_on(
 
 @dataclass(slots=True)
 class Traffic:
-    """Requests at a steady rate, and what became of each: an answer, or why there was none."""
+    """Clients that ask one after another, and what became of each request: an answer, or why there was none.
+
+    So they ask no more than this machine can answer, however slow it is.
+    """
 
     daemon: Daemon
     model: str
-    per_s: float
+    clients: int = 8
     ends: list[tuple[float, str]] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def __enter__(self) -> "Traffic":
-        self._threads.append(threading.Thread(target=self._pace, daemon=True))
-        self._threads[0].start()
+        self._threads += [threading.Thread(target=self._ask, daemon=True) for _ in range(self.clients)]
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -188,21 +212,14 @@ class Traffic:
     def longest_gap_s(self) -> float:
         """Return the longest time in which nothing was answered."""
         good = sorted(at for at, end in self.ends if not end)
-        return max((b - a for a, b in zip(good, good[1:], strict=False)), default=0.0)
+        return max((b - a for a, b in itertools.pairwise(good)), default=0.0)
 
-    def _pace(self) -> None:
-        due = time.monotonic()
-        while not self._stop.wait(max(0.0, due - time.monotonic())):
-            due += 1 / self.per_s
-            thread = threading.Thread(target=self._one, daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def _one(self) -> None:
-        try:
-            self.daemon.chat(self.model)
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            end = str(error) or type(error).__name__
-        else:
-            end = ""
-        self.ends.append((time.monotonic(), end))
+    def _ask(self) -> None:
+        while not self._stop.wait(0.1):
+            try:
+                self.daemon.chat(self.model)
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                end = str(error) or type(error).__name__
+            else:
+                end = ""
+            self.ends.append((time.monotonic(), end))

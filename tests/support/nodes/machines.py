@@ -78,6 +78,18 @@ class Machine:
                 os.kill(pid, signal.SIGKILL)
         return found
 
+    def listening(self, pattern: str) -> list[int]:
+        """Return the TCP ports on which processes listen whose command line matches."""
+        found = []
+        for pid in self.pids(pattern):
+            links = (os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir())
+            inodes = {link[8:-1] for link in links if link.startswith("socket:")}
+            for row in Path(f"/proc/{pid}/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
+                _, local, _, state, *rest = row.split()
+                if state == "0A" and rest[5] in inodes:
+                    found.append(int(local.partition(":")[2], 16))
+        return found
+
     def cut(self) -> None:
         """Pull the plug of its network."""
         cutting_needs_namespaces()

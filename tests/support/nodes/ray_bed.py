@@ -52,6 +52,9 @@ class RayBed:
             *("--temp-dir", str(machine.folder), "--object-store-memory", "80000000"),
             "--include-log-monitor=false",
         ]
+        if head:
+            # Ray takes nodes of other machines, which it sees in /proc here, for a head that runs.
+            (machine.folder / "ray_current_cluster").unlink(missing_ok=True)
         env = {**self.environment(head=head), **instead, "COTENANT_GPUS": str(self.cards[name].path)}
         self.rays[name] = machine.start(argv, env, machine.folder / "ray.log")
 

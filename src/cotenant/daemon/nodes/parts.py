@@ -151,6 +151,17 @@ class NodeParts:
         if not self._superseded:
             await self.fleet.release()
 
+    @property
+    def known(self) -> frozenset[str]:
+        """The machines of this run and of earlier ones that are not forgotten."""
+        return frozenset(self._known)
+
+    def forget(self, name: str) -> None:
+        """Forget a machine that is lost."""
+        self.fleet.forget(name)
+        self._known.discard(name)
+        self._tasks.start(self._remember())
+
     def give_up(self) -> None:
         """Wait for no machine's engines any more: the daemon ends."""
         for host in self.hosts.by_node.values():
