@@ -1,7 +1,7 @@
 """The Protocols that the shell implements for the rest of the program, and the values that they exchange."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -201,6 +201,10 @@ class Router(Protocol):
         """Return what one more request may expect; None if it need not wait."""
 
 
+RemoteLog = Callable[[int | None, int], Awaitable[tuple[bytes, int, int]]]
+"""Returns bytes of a log elsewhere, from an offset or the end of it; their offset, and the log's size."""
+
+
 class Operator(Protocol):
     """The operator's view of the daemon, and commands to it. Names may be aliases; all raise UnknownModel."""
 
@@ -235,7 +239,10 @@ class Operator(Protocol):
         """The last decisions about anything, oldest first."""
 
     def log_path(self, name: str) -> Path | None:
-        """The log of the model's engine, running or last run."""
+        """The log of the model's engine, running or last run; None if it is on another machine."""
+
+    def remote_log(self, name: str) -> RemoteLog | None:
+        """The same, on another machine; reading raises NodeUnreachable."""
 
     async def load(self, name: str) -> None:
         """Load it, or return if it is loaded. Raises DoesNotFit, EngineLoadFailed, EngineLoadTimeout."""

@@ -9,6 +9,7 @@ from cotenant.domain.decisions import Decision, DeviceStatus, Histogram, ModelSt
 from cotenant.domain.errors import CotenantError, UnknownModel
 from cotenant.domain.fragmentation import Defragmentation, Fragmentation
 from cotenant.domain.units import GIB
+from cotenant.interfaces import RemoteLog
 
 CARD = DeviceStatus(
     "GPU-a",
@@ -36,6 +37,7 @@ class PlainOperator:
         self.times: dict[str, Histogram] = {}
         self.told: list[Decision] = []
         self.logs: dict[str, Path] = {}
+        self.remote_logs: dict[str, RemoteLog] = {}
         self.fault: CotenantError | None = None
         self.gate = asyncio.Event()
         self.gate.set()
@@ -88,6 +90,10 @@ class PlainOperator:
     def log_path(self, name: str) -> Path | None:
         self._check(name)
         return self.logs.get(name)
+
+    def remote_log(self, name: str) -> RemoteLog | None:
+        self._check(name)
+        return self.remote_logs.get(name)
 
     async def load(self, name: str) -> None:
         await self._obey("load", name)

@@ -21,7 +21,7 @@ from cotenant.domain.exit_causes import Cause
 from cotenant.domain.placements import Placement, Refusal
 from cotenant.domain.residencies import ResidencyId
 from cotenant.hardware.model_cache.load_progress import LoadedBytes
-from cotenant.interfaces import Engine, EngineHost, EngineOrder
+from cotenant.interfaces import Engine, EngineHost, EngineOrder, RemoteLog
 from cotenant.planning.advice import after_failed_load
 from cotenant.planning.budgets import BudgetRules
 from cotenant.scheduling.events import EngineExited, EngineReady, Event
@@ -90,8 +90,9 @@ class Effects:
     """Starts and stops engines, and posts their events.
 
     `cpu_fallback` turns a placement on described GPUs into one that this machine can run; `rules` are those
-    of budgets. `log_path` returns the log of a model's last engine. `end_listeners` are called once an engine
-    has ended, or was never started: once after each call of `environment`.
+    of budgets. `log_path` returns the log of a model's last engine, `remote_log` what reads it if it is on
+    another machine. `end_listeners` are called once an engine has ended, or was never started: once after
+    each call of `environment`.
     """
 
     host: EngineHost
@@ -103,6 +104,7 @@ class Effects:
     end_listeners: list[Callable[[ResidencyId], None]] = field(default_factory=list)
     running: dict[ResidencyId, Running] = field(default_factory=dict)
     log_path: Callable[[str], Path | None] = lambda _: None
+    remote_log: Callable[[str], RemoteLog | None] = lambda _: None
     _stopping: BackgroundTasks = field(default_factory=BackgroundTasks)
 
     def start(

@@ -15,6 +15,7 @@ from cotenant.domain.errors import CannotMove, DoesNotFit, EngineLoadFailed
 from cotenant.domain.fragmentation import Defragmentation, DefragmentMode, Fragmentation
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyState
+from cotenant.interfaces import RemoteLog
 from cotenant.planning.device_choice import choose_devices
 from cotenant.planning.host_memory import placement_bytes
 from cotenant.scheduling import events
@@ -115,6 +116,10 @@ class FleetOperator:
         resolved = self._loop.fleet.resolve(name)
         model = self._state.models.get(resolved)
         return self._loop.effects.log_of(model.residency if model else None, resolved)
+
+    def remote_log(self, name: str) -> RemoteLog | None:
+        """Return what reads the log of the model's last engine if that was on another machine."""
+        return self._loop.effects.remote_log(self._loop.fleet.resolve(name))
 
     async def load(self, name: str) -> None:
         """Load a model, or return if it is loaded. Raises UnknownModel, DoesNotFit or EngineLoadFailed."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from cotenant.domain.nodes import NodeUnreachable
-from cotenant.interfaces import Engine, EngineHost, EngineOrder
+from cotenant.interfaces import Engine, EngineHost, EngineOrder, RemoteLog
 from cotenant.nodes.engine_host import NodeEngineHost
 
 
@@ -17,15 +17,32 @@ class NodeHosts:
         self._local = local
         self._make = make
         self.by_node: dict[str, NodeEngineHost] = {}
+        self._logs: dict[str, RemoteLog] = {}
 
     async def start(self, order: EngineOrder) -> Engine:
         """Start loading. Raises CotenantError before anything runs, or NodeUnreachable."""
         node = order.placement.node
         if node is None:
+            self._logs.pop(order.name, None)
             return await self._local.start(order)
         if node not in self.by_node:
             raise NodeUnreachable(f"no machine {node!r} has answered yet")
+        self.note(order.name, node)
         return await self.by_node[node].start(order)
+
+    def note(self, name: str, node: str) -> None:
+        """Note that the last engine of a model is on this machine."""
+        host = self.of(node)
+
+        async def read(offset: int | None, limit_bytes: int) -> tuple[bytes, int, int]:
+            part = await host.log(name, offset, limit_bytes)
+            return part.data, part.offset, part.size
+
+        self._logs[name] = read
+
+    def log_of(self, name: str) -> RemoteLog | None:
+        """Return what reads the log of a model's last engine; None if that was on no machine of these."""
+        return self._logs.get(name)
 
     def of(self, node: str) -> NodeEngineHost:
         """Return the host of a machine that has answered."""

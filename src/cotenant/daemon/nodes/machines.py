@@ -88,6 +88,7 @@ class Machines:
             host.discard(status)
             return
         engine = host.adopt(status)
+        self._hosts.note(order.name, node.name)
         ready = status.state is EngineState.READY
         self._loop.offer_engine(status.id, engine, order.name, planned, ready=ready)
 

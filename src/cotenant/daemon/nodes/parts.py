@@ -81,6 +81,7 @@ class NodeParts:
             stop()
 
         self.cards = NodeCards(use, rules, loop)
+        loop.effects.remote_log = self.hosts.log_of
         sharing = NodeSharing(self.hosts, self.cards, active)
         active.listeners.append(sharing.tell_all)
         self.machines = Machines(loop, self.hosts, self.cards, sharing, superseded)
