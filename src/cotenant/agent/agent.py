@@ -38,6 +38,7 @@ from cotenant.nodes.messages import PROTOCOL, Hello, HelloAnswer, Identity, Noth
 from cotenant.nodes.protocol import Json, Method, from_json, to_json
 
 _LONGEST_POLL_S: Final = 60.0
+_MEASURED_WITHIN_S: Final = 4.0
 
 _LOG = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Agent:
 
     def __init__(self, options: AgentOptions, probe: GpuProbe, clock: Clock, found: Inventory) -> None:
         self._options = options
+        self._found = found
         self.lease = Lease(options.state_dir / "lease")
         self._epoch = Epoch(options.state_dir / "epoch")
         self._events = EventLog()
@@ -179,7 +181,7 @@ class Agent:
         self._secrets = asked.secrets
         if asked.gate is not None:
             await self.gate.open(asked.gate)
-        seq, reading, builds = self._events.last, await self.readings.measure(), await self._found_builds()
+        seq, reading, builds = self._events.last, await self._reading(), await self._found_builds()
         return HelloAnswer(
             Identity(_machine_id(), _boot_id(), self._options.fleet, self._options.name),
             __version__,
@@ -194,6 +196,14 @@ class Agent:
             time.time(),
             self._options.problems,
         )
+
+    async def _reading(self) -> messages.ReadingTaken:
+        """Measure now or, where a driver hangs, return what was measured last: engines run all the same."""
+        try:
+            async with asyncio.timeout(_MEASURED_WITHIN_S):
+                return await self.readings.measure()
+        except TimeoutError:
+            return self.readings.last or messages.ReadingTaken(self._found)
 
     async def _renew(self, asked: messages.Renew) -> messages.Stamp:
         self._epoch.obey(asked.epoch)

@@ -51,6 +51,7 @@ class _Run:
     begun: asyncio.Task[None] | None = None
     life: asyncio.Task[None] | None = None
     grace_s: float = 0.0
+    is_given_up: bool = False
     ended_because: str | None = None
 
     def status(self) -> EngineStatus:
@@ -148,10 +149,13 @@ class AgentEngines:
         if run.life is None:
             if run.begun is not None:
                 run.begun.cancel()
-        elif run.state is EngineState.READY and run.engine is not None:
+        elif run.engine is not None and run.state is not EngineState.LOADING:
             self._tasks.start(run.engine.stop(grace_s))
-        else:
-            run.life.cancel()
+        elif not run.is_given_up:
+            # Once: a second time would end the removal of what is left. And not before its first step, or it
+            # would never run.
+            run.is_given_up = True
+            asyncio.get_running_loop().call_soon(run.life.cancel)
 
     async def end_all(self, because: str) -> None:
         """End all engines now, and return once nothing of them is left."""

@@ -43,6 +43,7 @@ class Readings:
     events: EventLog
     asleep: Callable[[], frozenset[int]]
     admissions: Admissions = lambda *_: ({}, ())
+    last: ReadingTaken | None = None
     _reported: ReadingTaken | None = None
     _reported_at: float = 0.0
     _before: Mapping[int, str] = field(default_factory=dict)
@@ -70,7 +71,8 @@ class Readings:
         engines = with_child_processes(inventory, {**before, **self.engines.pids()})
         self._asleep = sleeping_processes(inventory, groups | self.asleep(), self._asleep, engines)
         admissions, warnings = self.admissions(inventory, engines)
-        return ReadingTaken(inventory, engines, tuple(sorted(self._asleep)), admissions, warnings)
+        self.last = ReadingTaken(inventory, engines, tuple(sorted(self._asleep)), admissions, warnings)
+        return self.last
 
     async def run(self) -> None:
         """Measure and report until cancelled."""

@@ -25,7 +25,3 @@ class StaleEpoch(NodeError):
 
 class LeaseOver(NodeError):
     """The agent has not heard from a daemon for too long, and starts nothing until it has."""
-
-
-class AgentRunning(NodeError):
-    """Another agent of the same fleet runs on this machine."""

@@ -90,7 +90,6 @@ HTTP_PROBLEMS: Final[dict[type[CotenantError], HttpProblem]] = {
     nodes.WrongProtocol: HttpProblem(503, hopeless=True),
     nodes.StaleEpoch: HttpProblem(503, hopeless=True),
     nodes.LeaseOver: HttpProblem(503, retry_after_s=2),
-    nodes.AgentRunning: _OPERATOR_ERROR,
     errors.EngineMissing: HttpProblem(503, hopeless=True),
     errors.EngineLacksDevice: HttpProblem(503, hopeless=True),
     errors.EngineLoadFailed: HttpProblem(503, retry_after_s=10),
