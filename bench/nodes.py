@@ -57,7 +57,7 @@ async def measure(bed: RayBed) -> None:
     broker = BrokerTransport("bench", bed.address, SystemClock(), command)
     running = asyncio.create_task(broker.run())
     try:
-        while len(broker.routes) < 3 or any(route.problem for route in broker.routes):
+        while len(broker.routes) < 3 or any(route.problem for route in broker.routes):  # noqa: ASYNC110  nothing reports it
             await asyncio.sleep(0.1)
         hello = Hello("bench", 1, 600.0, "bench")
         answers = {r.name: await ask(broker, r.id, HELLO, hello, 60.0) for r in broker.routes}

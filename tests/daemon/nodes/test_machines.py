@@ -5,16 +5,20 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cotenant.clock import SystemClock
 from cotenant.config.configuration import ModelEntry
+from cotenant.config.settings import read_configuration
+from cotenant.config.yaml_document import Document
 from cotenant.daemon.core.effects import Effects
 from cotenant.daemon.core.fleet import spec_of
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.cpu_fallback import place_on_this_machine
+from cotenant.daemon.nodes.card_sharing import NodeSharing
 from cotenant.daemon.nodes.cards import NodeCards
 from cotenant.daemon.nodes.hosts import NodeHosts
 from cotenant.daemon.nodes.machines import Machines
@@ -116,9 +120,10 @@ async def daemon(
         _RULES,
     )
     loop = Loop(Scheduler(SchedulerSettings()), clock, effects)
-    cards = NodeCards((), _RULES, loop, lambda inventory, ours: {})
+    cards = NodeCards((), _RULES, loop)
+    plain: Any = SimpleNamespace(configuration=read_configuration(Document("", {}), environment={}))
     own_clock = Ahead()
-    machines = Machines(loop, hosts, cards, lambda: None)
+    machines = Machines(loop, hosts, cards, NodeSharing(hosts, cards, plain), lambda: None)
     timing = LivenessRules(suspect_after_s=30.0, lost_after_s=60.0, lease_s=600.0)
     fleet = NodeFleet(road, FleetSettings(FLEET, epoch, timing), own_clock, lambda: 0.0, machines)
     chosen = Recipe(**{"n_ctx": 256, "parallel": 1, **recipe})
