@@ -140,10 +140,10 @@ def test_files_are_warm_local_or_absent(tmp_path: Path) -> None:
     path.write_bytes(DATA)
     folder.mkdir()
     path.read_bytes()
-    warm, missing, no_file = statuses([path, tmp_path / "none", folder])
+    warm, missing, model_in_folder = statuses([path, tmp_path / "none", folder])
     if warm.warm_bytes is not None:
         assert (warm.state, warm.warm_bytes) == (FileState.WARM, len(DATA))
-    assert missing.state is no_file.state is FileState.ABSENT
+    assert (missing.state, model_in_folder.state) == (FileState.ABSENT, FileState.LOCAL)
     with path.open("rb") as file:
         file.flush()
     drop(path)

@@ -38,6 +38,8 @@ def _status(path: Path, mounts: dict[int, str]) -> FileStatus:
     except OSError:
         # Also where a server of files has forgotten it (ESTALE), or no answer comes from it.
         return FileStatus(path, FileState.ABSENT)
+    if stat.S_ISDIR(found.st_mode):  # a model in a folder of files
+        return FileStatus(path, FileState.LOCAL)
     if not stat.S_ISREG(found.st_mode) or not os.access(path, os.R_OK):
         return FileStatus(path, FileState.ABSENT)
     warm = resident_bytes(path)

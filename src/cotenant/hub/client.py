@@ -71,6 +71,11 @@ class HubClient:
         answer = self._open(address, {"Range": f"bytes={start}-"} if start else {}, _READ_TIMEOUT_S)
         return answer, start if answer.status == http.HTTPStatus.PARTIAL_CONTENT else 0
 
+    def address(self, repository: str, revision: str, path: str) -> tuple[str, Mapping[str, str]]:
+        """Return the URL of a file, and the headers to send for it: for a machine that has no token."""
+        url = f"{self.endpoint}/{urllib.parse.quote(f'{repository}/resolve/{revision}/{path}')}"
+        return url, {"Authorization": f"Bearer {self._token}"} if self._token else {}
+
     def fault(self, error: BaseException, what: str) -> HubError:
         """Return the error to raise for a failed request."""
         if isinstance(error, urllib.error.HTTPError):

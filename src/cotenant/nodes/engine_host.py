@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Final, TypeVar
 
 from cotenant.concurrency.background_tasks import BackgroundTasks
@@ -13,18 +14,19 @@ from cotenant.domain.errors import CotenantError
 from cotenant.domain.nodes import NodeUnreachable
 from cotenant.interfaces import EngineOrder
 from cotenant.nodes.engine import NodeEngine
-from cotenant.nodes.file_messages import LogBytes, LogPart
+from cotenant.nodes.file_messages import FileStatus, LogBytes, LogPart, Paths, Pull
 from cotenant.nodes.messages import (
     AgentEvent,
     EngineBecameReady,
     EngineGone,
     EngineLeft,
     EngineStatus,
+    FileProgress,
     GateAddress,
     ShareCards,
     Start,
 )
-from cotenant.nodes.protocol import LOG, SHARE_CARDS, START, Method
+from cotenant.nodes.protocol import FILES, LOG, PULL, SHARE_CARDS, START, Method, error_from
 from cotenant.nodes.transport import Transport, ask
 
 P = TypeVar("P")
@@ -59,6 +61,7 @@ class NodeEngineHost:
         self._timeout_s = timeout_s
         self._start_within_s = start_within_s
         self._engines: dict[str, NodeEngine] = {}
+        self._pulls: dict[Path, asyncio.Future[None]] = {}
         self._tasks = BackgroundTasks()
 
     async def start(self, order: EngineOrder) -> NodeEngine:
@@ -103,7 +106,9 @@ class NodeEngineHost:
         self._abandon(self.adopt(status))
 
     def take(self, event: AgentEvent) -> None:
-        """Take an event of the machine; those that are not about engines are ignored."""
+        """Take an event of the machine; readings are ignored."""
+        if isinstance(event, FileProgress):
+            self._take_progress(event)
         if isinstance(event, EngineBecameReady | EngineLeft | EngineGone) and event.id in self._engines:
             engine = self._engines[event.id]
             engine.take(event)
@@ -112,6 +117,8 @@ class NodeEngineHost:
 
     def reconcile(self, statuses: Iterable[EngineStatus]) -> Sequence[EngineStatus]:
         """Compare our engines with those of a hello; return those that are not ours, to adopt or discard."""
+        # What became of a pull may have been said to nobody; a second one goes on where the first one is.
+        self._give_up_pulls(f"{self.node} was not heard while it fetched a file")
         by_id = {status.id: status for status in statuses}
         for id_, engine in [*self._engines.items()]:
             status = by_id.pop(id_, None)
@@ -128,6 +135,7 @@ class NodeEngineHost:
         for engine in self._engines.values():
             engine.lose(why)
         self._engines.clear()
+        self._give_up_pulls(why)
 
     def by_id(self, id_: str) -> NodeEngine | None:
         """Return the engine of this id."""
@@ -139,6 +147,20 @@ class NodeEngineHost:
         """Say how the machine's cards are shared, and how many models may use each. Raises MpsMissing."""
         await self._call(SHARE_CARDS, ShareCards(self._epoch, mode, group, wanting, max_loaded))
 
+    async def files(self, paths: Sequence[Path]) -> Sequence[FileStatus]:
+        """Return which of these files the machine has, and where."""
+        return (await self._call(FILES, Paths(tuple(paths)))).files
+
+    async def pull(
+        self, path: Path, url: str, sha256: str, size_bytes: int, headers: Mapping[str, str]
+    ) -> None:
+        """Have the machine fetch a file, and return once it is there. Raises PullFailed or NoRoomOnDisk."""
+        done = self._pulls.get(path)
+        if done is None:
+            done = self._pulls[path] = asyncio.get_running_loop().create_future()
+        await self._call(PULL, Pull(self._epoch, path, url, sha256, size_bytes, headers))
+        await asyncio.shield(done)
+
     async def log(self, name: str, offset: int | None = None, limit_bytes: int = 65_536) -> LogBytes:
         """Return a part of the log of a model's last engine there: the end without an offset."""
         return await self._call(LOG, LogPart(name, offset, limit_bytes))
@@ -146,6 +168,21 @@ class NodeEngineHost:
     async def close(self) -> None:
         """Return when what was abandoned is gone, or its machine counts as lost."""
         await self._tasks.finished()
+
+    def _give_up_pulls(self, why: str) -> None:
+        for pull in self._pulls.values():
+            _fail(pull, NodeUnreachable(why))
+        self._pulls.clear()
+
+    def _take_progress(self, event: FileProgress) -> None:
+        pull = self._pulls.get(event.path)
+        if pull is None or not (event.done or event.error):
+            return
+        del self._pulls[event.path]
+        if event.error is not None:
+            _fail(pull, error_from(event.error))
+        else:
+            pull.set_result(None)
 
     def _new(self, id_: str, order: EngineOrder) -> NodeEngine:
         engine = NodeEngine(self.node, id_, self._epoch, order, self._call, self._way)
@@ -171,3 +208,9 @@ class NodeEngineHost:
             ca=self._ca,
             listeners=frozenset(),
         )
+
+
+def _fail(pull: "asyncio.Future[None]", error: CotenantError) -> None:
+    pull.set_exception(error)
+    # Whoever waited for it may be gone.
+    pull.exception()

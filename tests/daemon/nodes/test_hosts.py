@@ -25,7 +25,12 @@ async def test_the_log_of_an_engine_is_read_where_it_ran() -> None:
             return to_json(LogBytes(f"{params['name']} at {params['offset']}".encode(), 5, 99, Path("/log")))
         return to_json(status(params["id"]))
 
-    hosts = NodeHosts(Nowhere(), lambda node: NodeEngineHost(node, Scripted(answer), 1))
+    asked = []
+
+    async def ensure(host: NodeEngineHost, order: EngineOrder) -> None:
+        asked.append((host.node, order.name))
+
+    hosts = NodeHosts(Nowhere(), lambda node: NodeEngineHost(node, Scripted(answer), 1), ensure)
     hosts.of("b")
     order = gpu_order((3, 2))
     share = order.placement.shares[0]
@@ -33,6 +38,7 @@ async def test_the_log_of_an_engine_is_read_where_it_ran() -> None:
     placed = replace(order.placement, shares=(replace(share, budget=replace(share.budget, device=device)),))
     assert hosts.log_of("big") is None
     await hosts.start(replace(order, placement=placed))
+    assert asked == [("b", "big")], "it has the files before"
     read = hosts.log_of("big")
     assert read is not None
     assert await read(7, 10) == (b"big at 7", 5, 99)

@@ -13,6 +13,7 @@ import pytest
 from cotenant.clock import SystemClock
 from cotenant.config.configuration import ModelEntry
 from cotenant.config.settings import read_configuration
+from cotenant.config.values.nodes import NodePull
 from cotenant.config.yaml_document import Document
 from cotenant.daemon.core.effects import Effects
 from cotenant.daemon.core.fleet import spec_of
@@ -20,6 +21,7 @@ from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.cpu_fallback import place_on_this_machine
 from cotenant.daemon.nodes.card_sharing import NodeSharing
 from cotenant.daemon.nodes.cards import NodeCards
+from cotenant.daemon.nodes.files import NodeFiles
 from cotenant.daemon.nodes.hosts import NodeHosts
 from cotenant.daemon.nodes.machines import Machines
 from cotenant.domain.models import Recipe
@@ -108,8 +110,8 @@ async def daemon(
     **recipe: Any,
 ) -> AsyncIterator[Running]:
     """What the daemon has of one machine; without `stop` it ends as if it were killed."""
-    clock, road = SystemClock(), OneRoad(running)
-    hosts = NodeHosts(NoLocalEngines(), lambda node: NodeEngineHost(node, fleet, epoch))
+    clock, road, files = SystemClock(), OneRoad(running), NodeFiles(NodePull.NEVER)
+    hosts = NodeHosts(NoLocalEngines(), lambda node: NodeEngineHost(node, fleet, epoch), files.ensure)
     effects = Effects(
         hosts,
         clock,

@@ -1,6 +1,6 @@
 """Starts each engine on the machine that it was planned on."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from cotenant.domain.nodes import NodeUnreachable
 from cotenant.interfaces import Engine, EngineHost, EngineOrder, RemoteLog
@@ -10,11 +10,18 @@ from cotenant.nodes.engine_host import NodeEngineHost
 class NodeHosts:
     """The EngineHost over machines: `make` returns the host of one, by its name.
 
-    What needs no device of a machine, as a server that others run, is started by `local`.
+    What needs no device of a machine, as a server that others run, is started by `local`. `ensure` returns
+    once a machine has the files of a model.
     """
 
-    def __init__(self, local: EngineHost, make: Callable[[str], NodeEngineHost]) -> None:
+    def __init__(
+        self,
+        local: EngineHost,
+        make: Callable[[str], NodeEngineHost],
+        ensure: Callable[[NodeEngineHost, EngineOrder], Awaitable[None]],
+    ) -> None:
         self._local = local
+        self._ensure = ensure
         self._make = make
         self.by_node: dict[str, NodeEngineHost] = {}
         self._logs: dict[str, RemoteLog] = {}
@@ -27,8 +34,10 @@ class NodeHosts:
             return await self._local.start(order)
         if node not in self.by_node:
             raise NodeUnreachable(f"no machine {node!r} has answered yet")
+        host = self.by_node[node]
         self.note(order.name, node)
-        return await self.by_node[node].start(order)
+        await self._ensure(host, order)
+        return await host.start(order)
 
     def note(self, name: str, node: str) -> None:
         """Note that the last engine of a model is on this machine."""

@@ -13,6 +13,7 @@ from cotenant.daemon.core.active_configuration import ActiveConfiguration
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.nodes.card_sharing import NodeSharing
 from cotenant.daemon.nodes.cards import NodeCards
+from cotenant.daemon.nodes.files import NodeFiles
 from cotenant.daemon.nodes.hosts import NodeHosts
 from cotenant.daemon.nodes.machines import Machines
 from cotenant.domain.errors import BadSetting, StoreError
@@ -61,7 +62,8 @@ class NodeParts:
         self._superseded = False
         self._epoch = 0
         self._fleet: NodeFleet | None = None
-        self.hosts = NodeHosts(local, self._make_host)
+        self._files = NodeFiles(settings.pull)
+        self.hosts = NodeHosts(local, self._make_host, self._files.ensure)
 
     def connect(
         self,
@@ -149,6 +151,7 @@ class NodeParts:
 
     async def release(self) -> None:
         """Have what is left on the machines end, unless another daemon commands them."""
+        self._files.close()
         if not self._superseded:
             await self.fleet.release()
 
