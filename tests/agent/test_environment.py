@@ -2,11 +2,10 @@
 
 import asyncio
 import os
-import subprocess
 from pathlib import Path
 
 from cotenant.agent.environment import clean
-from tests.support.agents import FLEET, Daemon, agent, command
+from tests.support.agents import Daemon, agent
 from tests.support.engines.orders import fake_server, host_order
 
 OF_RAY = {
@@ -56,12 +55,3 @@ def test_variables_of_ray_alone_are_dropped() -> None:
     environ = {"RAY_X": "1", "PATH": "/bin"}
     clean(environ)
     assert environ == {"PATH": "/bin"}
-
-
-def test_a_second_agent_of_a_fleet_says_who_is_the_first(tmp_path: Path) -> None:
-    with agent(tmp_path) as first:
-        second = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=60, check=False)
-        assert second.returncode == 2
-        assert f"process {first.pid} is this machine's agent of the fleet '{FLEET}'" in second.stderr
-        assert str(first.socket) in second.stderr
-        assert not second.stdout

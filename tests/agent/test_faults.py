@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,19 @@ import pytest
 from cotenant import __version__
 from cotenant.domain.errors import BadRequest, BadSetting, EngineLoadFailed, EngineMissing
 from cotenant.domain.nodes import BadNodeMessage, NodeUnreachable, WrongProtocol
-from cotenant.nodes.messages import Hello, OfEngine
-from cotenant.nodes.protocol import BUSY_SLOTS, HELLO, MAX_LINE_BYTES
+from cotenant.nodes.messages import EndSleeping, Hello, InstallEngine, Nothing, OfEngine
+from cotenant.nodes.protocol import (
+    BUILDS,
+    BUSY_SLOTS,
+    DOCTOR,
+    END_SLEEPING,
+    HELLO,
+    INSTALL_ENGINE,
+    MAX_LINE_BYTES,
+)
 from cotenant.nodes.transport import ask
 from tests.engines.contract import complete
-from tests.support.agents import FLEET, AgentProcess, Daemon, agent
+from tests.support.agents import FLEET, AgentProcess, Daemon, agent, command
 from tests.support.engines.orders import fake_server, host_order, with_env
 from tests.support.waiting import ends
 
@@ -116,6 +125,35 @@ async def test_a_load_that_is_given_up_leaves_nothing(there: AgentProcess) -> No
         assert await asyncio.to_thread(ends, pidfd)
         with pytest.raises(EngineLoadFailed, match="was stopped while it was loading"):
             await waiting
+
+
+def test_a_second_agent_of_a_fleet_says_who_is_the_first(there: AgentProcess) -> None:
+    second = subprocess.run(command(there.folder), capture_output=True, text=True, timeout=60, check=False)
+    assert second.returncode == 2
+    assert f"process {there.pid} is this machine's agent of the fleet '{FLEET}'" in second.stderr
+    assert str(there.socket) in second.stderr
+    assert not second.stdout
+
+
+async def test_the_builds_of_a_machine_are_listed_and_another_is_refused_in_words(
+    there: AgentProcess,
+) -> None:
+    async with Daemon(there).connected() as daemon:
+        found = await ask(daemon.transport, "b", BUILDS, Nothing(), 60)
+        assert found.builds == daemon.answer.builds
+        assert str(there.folder / "fake-llama-server") in [build.program for build in found.builds]
+        with pytest.raises(BadRequest, match="no build 'quantum'"):
+            await ask(daemon.transport, "b", INSTALL_ENGINE, InstallEngine(1, "quantum"), 60)
+        nobody = await ask(daemon.transport, "b", END_SLEEPING, EndSleeping(1), 60)
+        assert nobody.names == ()
+
+
+@pytest.mark.slow
+async def test_the_doctor_of_a_machine_is_asked_through_its_agent(there: AgentProcess) -> None:
+    async with Daemon(there).connected() as daemon:
+        report = (await ask(daemon.transport, "b", DOCTOR, Nothing(), 120)).report
+        assert report["findings"]
+        assert set(report["counts"]) == {"problem", "warning", "unknown", "ok"}
 
 
 async def test_engines_die_with_their_agent_and_the_next_one_knows_none(tmp_path: Path) -> None:
