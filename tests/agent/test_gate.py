@@ -192,3 +192,20 @@ async def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
         with pytest.raises(PortTaken, match=str(there.port)):
             await made.open(GateSettings("127.0.0.1", there.port))
     assert made.address is None
+
+
+async def test_it_opens_anew_at_its_port_with_other_settings_and_connections_stay(tmp_path: Path) -> None:
+    certificate, key = Authority.made(tmp_path).signed("server")
+    async with engine(answers) as there, gate() as made:
+        made.admit("token", there)
+        host, port, token = behind(made, "token")
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(token)
+        await until(lambda: made.clients and not made.strangers)
+        await made.open(GateSettings(host, port, certificate, key))
+        assert made.address is not None
+        assert (made.address.port, made.address.tls) == (port, True)
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        async with asyncio.timeout(60):
+            assert await reader.readexactly(len(ANSWER)) == ANSWER
+        writer.close()

@@ -50,7 +50,6 @@ class _Run:
     engine: Engine | None = None
     begun: asyncio.Task[None] | None = None
     life: asyncio.Task[None] | None = None
-    grace_s: float = 0.0
     is_given_up: bool = False
     ended_because: str | None = None
 
@@ -140,12 +139,11 @@ class AgentEngines:
             run.timeout_s.set_result(timeout_s)
 
     def stop(self, id_: str, grace_s: float, because: str | None = None) -> None:
-        """End an engine; nothing happens if there is none of this id."""
+        """End an engine, one that still loads at once; nothing happens if there is none of this id."""
         run = self._runs.get(id_)
         if run is None:
             return
         run.ended_because = run.ended_because or because
-        run.grace_s = grace_s
         if run.life is None:
             if run.begun is not None:
                 run.begun.cancel()
@@ -204,7 +202,7 @@ class AgentEngines:
         run.state = EngineState.ENDED
         self.events.add(EngineLeft(run.id, end, error))
         try:
-            await engine.stop(run.grace_s)
+            await engine.stop(0)
         finally:
             self._past[run.id] = EngineStatus(run.id, run.order, EngineState.ENDED)
             if len(self._past) > _REMEMBERED:
