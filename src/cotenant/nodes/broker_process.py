@@ -23,6 +23,7 @@ _STEADY_S: Final = 60.0
 """A broker that lived so long is started again at once."""
 _PING_EVERY_S: Final = 2.0
 _PING_S: Final = 10.0
+_JOIN_S: Final = 120.0
 _PROMPT: Final = {
     "RAY_grpc_client_keepalive_time_ms": "2000",
     "RAY_grpc_client_keepalive_timeout_ms": "5000",
@@ -138,9 +139,12 @@ class BrokerTransport:
             del self._waiting[number]
 
     async def _ping(self, process: asyncio.subprocess.Process) -> None:
-        """Kill a broker that hangs."""
+        """Kill a broker that hangs; one that has not joined yet answers nothing, and limits that itself."""
+        began = self._clock.now()
         while True:
             await asyncio.sleep(_PING_EVERY_S)
+            if self.problem is not None and self._clock.now() < began + _JOIN_S:
+                continue
             try:
                 await self._call({}, _PING_S)
             except NodeUnreachable:

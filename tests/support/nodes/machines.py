@@ -104,7 +104,12 @@ class Machine:
         cutting_needs_namespaces()
         what = ("add", "dev", f"{self.namespace}v", "root", "netem", *how)
         gone = ("del", "dev", f"{self.namespace}v", "root")
-        subprocess.run(["tc", "qdisc", *(what if how else gone)], check=True)
+        done = subprocess.run(
+            ["tc", "qdisc", *(what if how else gone)], capture_output=True, check=False, text=True
+        )
+        if "qdisc kind is unknown" in done.stderr:
+            pytest.skip("slow networks cannot be tested here: the kernel has no netem")
+        assert done.returncode == 0, done.stderr
 
     def _all(self) -> list[int]:
         if self.namespace:
