@@ -42,7 +42,7 @@ class Driver:
 async def test_a_reading_is_told_when_it_matters_and_every_ten_seconds() -> None:
     driver, clock, events = Driver(), ManualClock(), EventLog()
     engines = AgentEngines(None, Gate(lambda: False), events)  # type: ignore[arg-type]
-    readings = Readings(driver, clock, engines, events, frozenset)
+    readings = Readings(driver, clock, engines, events)
     first = events.last
 
     async def looked() -> int:

@@ -107,7 +107,7 @@ def test_every_event_arrives_as_what_it_is() -> None:
         EngineLoadFailed("no", hint="do", cause=Cause.GPU_MEMORY_LOADING, lacking=Lacking(5, 1))
     )
     events: tuple[AgentEvent, ...] = (
-        ReadingTaken(inventory(), {12: "e"}, (4,), {gpu(0).id: Admission(48, "why", "mps")}, ("told",), 1),
+        ReadingTaken(inventory(), {12: "e"}, {gpu(0).id: Admission(48, "why", "mps")}, ("told",), 1),
         EngineBecameReady("e", ENDPOINT, REPORT, 2),
         EngineLeft("e", EngineEnd("died", Cause.HUNG, cuts_requests=True), seq=3),
         EngineLeft("e", error=error, seq=4),

@@ -81,14 +81,14 @@ class Agent:
                 lease=self.lease.path,
             )
         )
+        # What sleeps holds memory that only the daemon's own machine can ask back.
+        self._hosts.forbid_sleep()
         self.gate = Gate(lambda: not self.lease.left_s)
         self._sharing = CardSharing(options.state_dir, lambda: self.readings.engine_changed())
         self.engines = AgentEngines(
             self._hosts, self.gate, self._events, self._sharing.environment, why_over=self._why_over
         )
-        self.readings = Readings(
-            probe, clock, self.engines, self._events, lambda: frozenset(self._hosts.asleep.values())
-        )
+        self.readings = Readings(probe, clock, self.engines, self._events)
         self.engines.changed = self.readings.engine_changed
         self.readings.admissions = self._sharing.admissions
         self.engines.ended = self._engine_ended
@@ -112,7 +112,6 @@ class Agent:
             (protocol.PULL, self._pull),
             (protocol.BUILDS, self._list_builds),
             (protocol.INSTALL_ENGINE, self._install_engine),
-            (protocol.END_SLEEPING, self._end_sleeping),
             (protocol.DOCTOR, self._doctor),
         )
         self._methods = {method.name: (method, handler) for method, handler in handlers}
@@ -137,9 +136,7 @@ class Agent:
 
     async def close(self) -> None:
         """End all engines, and let nobody in."""
-        self._hosts.forbid_sleep()
         await self.engines.end_all("its agent was stopped")
-        await self._hosts.end_sleeping()
         await self._sharing.close()
         self.lease.end()
         self.gate.close()
@@ -238,7 +235,6 @@ class Agent:
     async def _release(self, asked: messages.Release) -> Nothing:
         self._epoch.obey(asked.epoch)
         await self.engines.end_all("the daemon was stopped")
-        await self._hosts.end_sleeping()
         self.lease.end()
         return Nothing()
 
@@ -285,13 +281,6 @@ class Agent:
             inventory = (await self.readings.measure()).inventory
             await asyncio.to_thread(install_for, inventory, asked)
         return await self._list_builds(Nothing())
-
-    async def _end_sleeping(self, asked: messages.EndSleeping) -> messages.Names:
-        self._epoch.obey(asked.epoch)
-        ended = await self._hosts.end_sleeping(asked.keep)
-        if ended:
-            self.readings.engine_ended()
-        return messages.Names(tuple(ended))
 
     async def _doctor(self, _: Nothing) -> messages.DoctorReport:
         if self._options.examine is None:

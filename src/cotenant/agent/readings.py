@@ -12,7 +12,7 @@ from cotenant.clock import Clock
 from cotenant.concurrency.detached_thread import run_in_detached_thread
 from cotenant.domain.devices import DeviceId, Inventory
 from cotenant.domain.units import MIB
-from cotenant.hardware.process_memory import sleeping_processes, with_child_processes
+from cotenant.hardware.process_memory import with_child_processes
 from cotenant.interfaces import GpuProbe
 from cotenant.nodes.messages import ReadingTaken
 from cotenant.planning.compute_modes import Admission
@@ -32,7 +32,7 @@ Admissions = Callable[[Inventory, Mapping[int, str]], tuple[Mapping[DeviceId, Ad
 class Readings:
     """Reads the devices every second while engines run, else every ten, and often when one has just ended.
 
-    `asleep` are the process groups of sleeping engines. A reading is reported if memory has changed by more
+    A reading is reported if memory has changed by more
     than 64 MiB since the last report, if a process has come or gone, if other engines are admitted, and every
     ten seconds.
     """
@@ -41,13 +41,11 @@ class Readings:
     clock: Clock
     engines: AgentEngines
     events: EventLog
-    asleep: Callable[[], frozenset[int]]
     admissions: Admissions = lambda *_: ({}, ())
     last: ReadingTaken | None = None
     _reported: ReadingTaken | None = None
     _reported_at: float = 0.0
     _before: Mapping[int, str] = field(default_factory=dict)
-    _asleep: frozenset[int] = frozenset()
     _ended_at: float = -_RECLAIM_FOR_S
     _took_s: float = 0.0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -63,15 +61,14 @@ class Readings:
 
     async def measure(self) -> ReadingTaken:
         """Measure every device now; a call into a driver that hangs is left behind if this is cancelled."""
-        before, groups = self.engines.pids(), self.asleep()
+        before = self.engines.pids()
         began = self.clock.now()
         inventory = await run_in_detached_thread(self.probe.inventory)
         self._took_s = self.clock.now() - began
         # The memory of an engine that ended meanwhile still counts as its own.
         engines = with_child_processes(inventory, {**before, **self.engines.pids()})
-        self._asleep = sleeping_processes(inventory, groups | self.asleep(), self._asleep, engines)
         admissions, warnings = self.admissions(inventory, engines)
-        self.last = ReadingTaken(inventory, engines, tuple(sorted(self._asleep)), admissions, warnings)
+        self.last = ReadingTaken(inventory, engines, admissions, warnings)
         return self.last
 
     async def run(self) -> None:

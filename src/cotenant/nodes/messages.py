@@ -231,21 +231,6 @@ class InstallEngine:
 
 
 @dataclass(frozen=True, slots=True)
-class EndSleeping:
-    """Ends the sleeping engines of models that are not in `keep`."""
-
-    epoch: int
-    keep: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """Names of models."""
-
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Builds:
     """The programs on an agent's machine that can run models."""
 
@@ -274,7 +259,7 @@ class ErrorBody:
 
 @dataclass(frozen=True, slots=True)
 class ReadingTaken:
-    """The devices were measured. `engines` says whose the processes in it are, by pid; `asleep` are others.
+    """The devices were measured. `engines` says whose the processes in it are, by pid.
 
     `admissions` are how many engines each device takes, where that is limited, and `warnings` are sentences
     about that. It is sent when memory changed by more than 64 MiB, when a process came or went, when other
@@ -283,7 +268,6 @@ class ReadingTaken:
 
     inventory: Inventory
     engines: Mapping[int, str] = field(default_factory=dict)
-    asleep: tuple[int, ...] = ()
     admissions: Mapping[DeviceId, Admission] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     seq: int = 0

@@ -19,7 +19,6 @@ from cotenant.nodes.messages import (
     Builds,
     BusySlots,
     DoctorReport,
-    EndSleeping,
     EngineStatus,
     ErrorBody,
     Events,
@@ -27,7 +26,6 @@ from cotenant.nodes.messages import (
     HelloAnswer,
     InstallEngine,
     LoadProgress,
-    Names,
     Nothing,
     OfEngine,
     Poll,
@@ -73,7 +71,6 @@ POLL: Final = Method("poll", Poll, Events)
 FILES: Final = Method("files", Paths, Files)
 PULL: Final = Method("pull", Pull, Nothing)
 DOCTOR: Final = Method("doctor", Nothing, DoctorReport)
-END_SLEEPING: Final = Method("end_sleeping", EndSleeping, Names)
 BUILDS: Final = Method("builds", Nothing, Builds)
 INSTALL_ENGINE: Final = Method("install_engine", InstallEngine, Builds)
 
@@ -92,7 +89,6 @@ METHODS: Final = (
     FILES,
     PULL,
     DOCTOR,
-    END_SLEEPING,
     BUILDS,
     INSTALL_ENGINE,
 )

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from cotenant.daemon.core.loop import Loop
-from cotenant.daemon.monitors.attribution import NO_USAGE
 from cotenant.daemon.monitors.readings import device_readings
 from cotenant.domain.devices import Device, DeviceKind, Inventory
 from cotenant.domain.residencies import ResidencyId
@@ -105,7 +104,7 @@ class NodeCards:
         ours = self._residencies(node)
         engines = {pid: ours[id_] for pid, id_ in reading.engines.items() if id_ in ours}
         self._loop.record_readings(inventory.readings, node)
-        held = (engines, now, reading.admissions, NO_USAGE, reading.asleep)
+        held = (engines, now, reading.admissions)
         readings = device_readings(inventory, self._rules, *held)
         self._loop.post(DevicesRead(now, readings, node))
 
