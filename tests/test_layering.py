@@ -16,6 +16,7 @@ _ALLOWED = {
     "clock": set(),
     "concurrency": {"clock", "concurrency"},
     "asgi": set(),
+    "state_dir": set(),
     "programs": {"programs"},
     "atomic_files": set(),
     "interfaces": {"domain", "clock"},
@@ -29,8 +30,23 @@ _ALLOWED = {
     "http": {"domain", "http"},
     "benchmark": {*_SHELL_BASE, "benchmark"},
     "config": {*_SHELL_BASE, "scheduling", "services", "model_files", "config"},
-    "hardware": {*_SHELL_BASE, "hardware"},
+    "hardware": {*_SHELL_BASE, "concurrency", "hardware"},
     "engines": {*_SHELL_BASE, "engines"},
+    "nodes": {*_SHELL_BASE, "concurrency", "state_dir", "nodes"},
+    "agent": {
+        *_SHELL_BASE,
+        "concurrency",
+        "atomic_files",
+        "hardware",
+        "engines",
+        "hub",
+        "nodes",
+        "sharing",
+        "state_dir",
+        "agent",
+    },
+    "sharing": {*_SHELL_BASE, "concurrency", "hardware", "engines", "sharing"},
+    "ray": {"domain", "concurrency", "nodes", "ray"},
     "gateway": {*_SHELL_BASE, "asgi", "concurrency", "services", "gateway"},
     "store": {*_SHELL_BASE, "services", "atomic_files", "store"},
     "hub": {*_SHELL_BASE, "hub"},
@@ -50,6 +66,9 @@ _ALLOWED = {
         "store",
         "hub",
         "model_files",
+        "nodes",
+        "sharing",
+        "state_dir",
         "daemon",
     },
     "doctor": {*_SHELL_BASE, "config", "hardware", "engines", "services", "doctor"},
@@ -65,6 +84,8 @@ _ALLOWED = {
         "services",
         "doctor",
         "daemon",
+        "agent",
+        "nodes",
         "hub",
         "model_files",
         "demo_model",
@@ -76,11 +97,18 @@ _ALLOWED = {
 # What each sub-room may import of its siblings. A room's own files stand above its sub-rooms, or below, as
 # `services/model.py` does; no files at all may import each other in a circle.
 _SIBLINGS: dict[str, dict[str, set[str]]] = {
-    "cli": {"keys": set(), "services": set(), "simulate": set(), "systemd": set(), "top": set()},
+    "cli": {
+        "keys": set(),
+        "nodes": set(),
+        "services": set(),
+        "simulate": set(),
+        "systemd": set(),
+        "top": set(),
+    },
     "daemon": {
         "core": set(),
         "monitors": {"core"},
-        "sharing": {"core"},
+        "nodes": {"core", "monitors"},
         "alerting": set(),
         "advising": {"core"},
     },
@@ -112,6 +140,7 @@ _SIBLINGS: dict[str, dict[str, set[str]]] = {
 }
 # The files by which other rooms may reach into a sub-room; all else of it is its own.
 _ENTRANCES: dict[str, set[str]] = {
+    "config.values": {"nodes"},
     "daemon.core": {"fleet", "inputs", "settings"},
     "daemon.monitors": {"measured_footprints", "ollama_models", "recorder"},
     "engines.launch": {"launchers", "orphans", "plan"},
@@ -119,9 +148,10 @@ _ENTRANCES: dict[str, set[str]] = {
     "engines.ollama": {"client"},
     "engines.vllm": {"release"},
     "engines.process": {"guard", "log_folder", "marks", "process", "slot_store"},
+    "gateway.http": {"limits"},
     "gateway.inference": {"request_log"},
     "hardware.gpus": {"card_health", "described", "host", "inventory", "xid_events"},
-    "hardware.model_cache": {"load_progress", "warm"},
+    "hardware.model_cache": {"load_progress", "page_cache", "warm"},
     "hardware.mps": {
         "control",
         "daemon",
@@ -214,6 +244,16 @@ def test_pure_modules_import_nothing_that_reaches_the_machine() -> None:
         if room(path) in _PURE and (top in _IMPURE or not known):
             wrong.append(f"{path.relative_to(_SOURCE)} imports {name}")
     assert not wrong
+
+
+def test_only_its_own_folder_imports_ray_and_nobody_imports_that_but_what_it_is_started_with() -> None:
+    wrong = []
+    for path, name in all_imports():
+        into = name.split(".")[0] == "ray" or name.startswith("cotenant.ray")
+        if into and room(path) != "ray" and not name.startswith("cotenant.ray.environment"):
+            wrong.append(f"{path.relative_to(_SOURCE)} imports {name}")
+    environment = imports(_SOURCE / "ray" / "environment.py")
+    assert not wrong + [name for name in environment if name.startswith(("ray", "cotenant"))]
 
 
 def test_sub_rooms_import_only_from_siblings_below() -> None:

@@ -1,7 +1,7 @@
 """The Protocols that the shell implements for the rest of the program, and the values that they exchange."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +11,7 @@ from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.decisions import (
     Decision,
     DeviceStatus,
+    Histogram,
     LeaseStatus,
     ModelStatus,
     NodeStatus,
@@ -18,7 +19,7 @@ from cotenant.domain.decisions import (
     WaitEstimate,
     WarmStatus,
 )
-from cotenant.domain.devices import Device, Inventory
+from cotenant.domain.devices import NO_MPS_TERMS, Device, Inventory, MpsTerms
 from cotenant.domain.engines import (
     ALONE,
     NO_OPTIONS,
@@ -32,13 +33,12 @@ from cotenant.domain.engines import (
 from cotenant.domain.errors import EngineDied, EngineHung, ModelUnloaded
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.fragmentation import Defragmentation, Fragmentation
-from cotenant.domain.histograms import Histogram
 from cotenant.domain.hub import PullStep
 from cotenant.domain.launching import ON_HOST, LaunchOptions, SlotCache
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
 from cotenant.domain.moves import MovePlan
 from cotenant.domain.placements import Budget, Placement, PlanQuery, Refusal
-from cotenant.domain.requests import GuestTerms, RequestRules, ServedModel
+from cotenant.domain.requests import DEFAULT_TERMS, GuestTerms, LeaseTerms, RequestRules, ServedModel
 
 
 class GpuProbe(Protocol):
@@ -52,9 +52,11 @@ class GpuProbe(Protocol):
 class EngineOrder:
     """What to run: a named model with its placement.
 
-    `model_path` is None if the engine finds the model by name. `options` are the operator's for the engine,
-    `env` and `args` the operator's additions, applied last. `launch` says whether it runs in a container.
-    `planned_gpus` are also described ones, which it cannot see. Without `slot_cache`, no slot can be saved.
+    `model_path` is None if the engine finds the model by name. `options` are the operator's settings for the
+    engine. `env` and `args` are the operator's additions, applied last. `launch` says whether it runs in a
+    container. `mps` is what it gets of cards that it shares. `planned_gpus` are those that it was planned on,
+    also described ones, which it cannot see; `planned` is that plan if they are described ones. `recipe` is
+    the model's own, before layers became a number. Without `slot_cache`, no slot can be saved.
     """
 
     name: str
@@ -64,10 +66,13 @@ class EngineOrder:
     projector_path: Path | None = None
     companions: Companions = ALONE
     env: Mapping[str, str] = field(default_factory=dict)
-    args: Sequence[str] = ()
+    args: tuple[str, ...] = ()
     options: EngineOptions = NO_OPTIONS
     launch: LaunchOptions = ON_HOST
-    planned_gpus: Sequence[Device] = ()
+    planned_gpus: tuple[Device, ...] = ()
+    planned: Placement | None = None
+    recipe: Recipe | None = None
+    mps: MpsTerms = NO_MPS_TERMS
     slot_cache: SlotCache | None = None
 
 
@@ -155,23 +160,6 @@ class Lease:
             free(abandoned)
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseTerms:
-    """The terms of a request for its lease; None means the model's own setting.
-
-    `keep_alive_s` is how long the model stays loaded after it; 0 unloads it at once. A higher `priority` goes
-    first. `conversation` are keys of the request's beginnings, for a model with several copies.
-    """
-
-    priority: int | None = None
-    keep_alive_s: float | None = None
-    timeout_s: float | None = None
-    conversation: tuple[int, ...] = ()
-
-
-DEFAULT_TERMS = LeaseTerms()
-
-
 class Router(Protocol):
     """Knows the served models and grants leases on them."""
 
@@ -201,6 +189,10 @@ class Router(Protocol):
 
     def wait_estimate(self, name: str) -> WaitEstimate | None:
         """Return what one more request may expect; None if it need not wait."""
+
+
+RemoteLog = Callable[[int | None, int], Awaitable[tuple[bytes, int, int]]]
+"""Returns bytes of a log elsewhere, from an offset or the end of it; their offset, and the log's size."""
 
 
 class Operator(Protocol):
@@ -240,7 +232,10 @@ class Operator(Protocol):
         """The last decisions about anything, oldest first."""
 
     def log_path(self, name: str) -> Path | None:
-        """The log of the model's engine, running or last run."""
+        """The log of the model's engine, running or last run; None if it is on another machine."""
+
+    def remote_log(self, name: str) -> RemoteLog | None:
+        """The same, on another machine; reading raises NodeUnreachable."""
 
     async def load(self, name: str) -> None:
         """Load it, or return if it is loaded. Raises DoesNotFit, EngineLoadFailed, EngineLoadTimeout."""

@@ -1,4 +1,4 @@
-from cotenant.domain import errors
+from cotenant.domain import errors, nodes
 from cotenant.domain.errors import CotenantError
 
 # Clients compare them: renaming a class must not change one.
@@ -20,3 +20,9 @@ model_unloaded answer_timeout upstream_failed too_many_connections shutting_down
 def test_every_error_has_the_code_that_clients_know_it_by() -> None:
     classes = [each for each in vars(errors).values() if isinstance(each, type)]
     assert [each.code for each in classes if issubclass(each, CotenantError)] == _CODES.split()
+
+
+def test_so_has_every_error_about_nodes() -> None:
+    classes = [each for each in vars(nodes).values() if isinstance(each, type)]
+    codes = "error node node_unreachable bad_node_message wrong_protocol stale_epoch lease_over"
+    assert [each.code for each in classes if issubclass(each, CotenantError)] == codes.split()

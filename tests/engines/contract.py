@@ -27,6 +27,8 @@ from cotenant.engines.remote.engine import RemoteHost
 from cotenant.engines.vllm.engine import VllmHost
 from cotenant.gateway.inference.request import engine_body, engine_head
 from cotenant.interfaces import Engine, EngineHost, EngineOrder
+from cotenant.nodes.engine import NodeEngine
+from tests.support.agents import AgentProcess, Daemon
 from tests.support.containers.container_bed import container_bed
 from tests.support.containers.engine_images import fake_image
 from tests.support.engines.fake_programs import (
@@ -302,6 +304,46 @@ def remote(folder: Path) -> Subject:
     )
 
 
+class FollowedHost:
+    """The engines of an agent, which is greeted and followed from the first order on."""
+
+    def __init__(self, running: AgentProcess) -> None:
+        self._daemon = Daemon(running)
+        self._connection: contextlib.AbstractAsyncContextManager[Daemon] | None = None
+
+    async def start(self, order: EngineOrder) -> Engine:
+        if self._connection is None:
+            # It ends with the event loop of the test.
+            self._connection = self._daemon.connected()
+            await self._connection.__aenter__()
+        return await self._daemon.host.start(order)
+
+
+def on_node(here: Subject, there: AgentProcess) -> Subject:
+    """The same kind of engine, run by an agent."""
+
+    def pid(engine: Engine) -> int:
+        assert isinstance(engine, NodeEngine)
+        assert engine.node_pid is not None
+        return engine.node_pid
+
+    def named(order: EngineOrder) -> EngineOrder:
+        return replace(order, options=EngineOptions(command=(str(program),)))
+
+    program = fake_server(there.folder)
+    return replace(
+        here,
+        host=FollowedHost(there),
+        order=named(here.order),
+        broken=named(here.broken),
+        slow=None if here.slow is None else named(here.slow),
+        kill=lambda engine: os.kill(pid(engine), signal.SIGSEGV),
+        in_memory=lambda engine: group_lives(pid(engine)),
+        has_log=False,
+    )
+
+
+ON_NODE = "fake-on-node"
 KINDS: dict[str, Callable[[Path], Subject]] = {
     "xllamacpp": embedded,
     "llama-server": llama_server,
@@ -313,6 +355,7 @@ KINDS: dict[str, Callable[[Path], Subject]] = {
     "real-vllm": real_vllm,
     "command": command,
     "remote": remote,
+    ON_NODE: fake,
 }
 
 
@@ -347,6 +390,8 @@ async def complete(engine: Engine, **more: object) -> bytes:
     head = engine_head(path, engine.endpoint, [(b"connection", b"close")], len(body))
     reader, writer = await asyncio.open_connection(engine.endpoint.host, engine.endpoint.port)
     try:
+        if engine.endpoint.gate is not None:
+            writer.write(f"{engine.endpoint.gate}\n".encode())
         # llama.cpp keeps the connection open unless asked, and the gateway asks nothing of the kind.
         writer.write(head.replace(b"HTTP/1.1\r\n", b"HTTP/1.1\r\nconnection: close\r\n", 1) + body)
         async with asyncio.timeout(60):

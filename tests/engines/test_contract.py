@@ -7,14 +7,23 @@ from pathlib import Path
 import pytest
 
 from cotenant.domain.errors import EngineError, EngineLoadTimeout
-from tests.engines.contract import KINDS, OPTIONAL, Subject, complete, running
+from tests.engines.contract import KINDS, ON_NODE, OPTIONAL, Subject, complete, on_node, running
+from tests.support.agents import AgentProcess, agent
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def running_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
+    with agent(tmp_path_factory.mktemp("agent")) as there:
+        yield there
 
 
 @pytest.fixture(params=[pytest.param(kind, marks=OPTIONAL.get(kind, ())) for kind in KINDS])
 def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
     made = KINDS[request.param](tmp_path)
+    if request.param == ON_NODE:
+        made = on_node(made, request.getfixturevalue("running_agent"))
     with made.cleanup:
         yield made
 

@@ -12,9 +12,8 @@ from cotenant.domain.decisions import WaitEstimate
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import EngineDied, UnknownModel
 from cotenant.domain.models import ModelKind
-from cotenant.domain.requests import ServedModel
+from cotenant.domain.requests import DEFAULT_TERMS, LeaseTerms, ServedModel
 from cotenant.gateway.server import bind, serve
-from cotenant.interfaces import DEFAULT_TERMS, LeaseTerms
 from tests.support.daemon.plain_gateway import plain_gateway
 
 CHAT = "/v1/chat/completions"

@@ -18,9 +18,8 @@ from cotenant.domain.engines import (
 from cotenant.domain.errors import EngineLoadFailed, QueueFull, WaitTimeout
 from cotenant.domain.models import ModelKind, Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Share
-from cotenant.domain.requests import ModelFile, ServedModel
+from cotenant.domain.requests import DEFAULT_TERMS, ModelFile, ServedModel
 from cotenant.gateway.ollama.api import READING
-from cotenant.interfaces import DEFAULT_TERMS
 from tests.gateway.harness import CHAT, MODEL, SlotRouter, connected, fetch, post, serving
 from tests.gateway.stub import StubEngine
 from tests.support.daemon.plain_gateway import NoAlerts

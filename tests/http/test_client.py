@@ -11,7 +11,7 @@ from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import UpstreamFailed
 from cotenant.gateway.inference.engine_connections import Pool
 from cotenant.http import blocking
-from cotenant.http import client as client_module
+from cotenant.http import connection as connection_module
 from cotenant.http.addresses import api_endpoint
 from cotenant.http.client import (
     Exchange,
@@ -240,7 +240,7 @@ class TestTls:
     async def test_a_trusted_server_is_read(self, tmp_path, monkeypatch):
         authority = Authority.made(tmp_path)
         trusting = ssl.create_default_context(cafile=str(authority.certificate))
-        monkeypatch.setattr(client_module, "client_context", lambda: trusting)
+        monkeypatch.setattr(connection_module, "client_context", lambda ca: trusting)
         tls = self.server_side(authority.signed("server"))
         async with hostile(sends(SIZED + b"body"), tls) as server:
             assert (await get(server.endpoint)).body == b"body"

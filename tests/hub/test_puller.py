@@ -16,7 +16,7 @@ from cotenant.domain.errors import HubSilent, NoRoomOnDisk, NotOffered, NotOnHub
 from cotenant.domain.hub import HubName, PullStep
 from cotenant.hub import fetch
 from cotenant.hub.choice import HubFile
-from cotenant.hub.client import _Redirects
+from cotenant.hub.client import Redirects
 from cotenant.hub.puller import HubPuller
 from tests.support.http.model_hub import StandInHub, sha256, standing_in
 from tests.support.waiting import until
@@ -332,6 +332,6 @@ async def test_a_server_whose_operator_forbids_it_pulls_nothing(hub, tmp_path):
 )
 def test_a_token_stays_with_the_hub_and_with_https(to: str, keeps: bool):
     asked = urllib.request.Request("https://hub.example/a", headers={"Authorization": "Bearer secret"})
-    following = _Redirects().redirect_request(asked, None, 302, "Found", {}, to)
+    following = Redirects().redirect_request(asked, None, 302, "Found", {}, to)
     assert following is not None
     assert following.has_header("Authorization") is keeps

@@ -347,3 +347,13 @@ def test_what_breaks_a_law_of_nodes_is_found() -> None:
     bench.state.ledger.silent["a"] = "for a test"
     with pytest.raises(InvariantViolation, match="law 2: m #1 serves, and its node does not answer"):
         check(bench.state)
+
+
+def test_a_model_that_is_taken_over_at_the_start_has_its_whole_keep_alive() -> None:
+    bench = on_two_nodes(model("m", 4, keep_alive_s=60.0))
+    bench.now = 50_000.0
+    found(bench, "m", "GPU-a0", 4)
+    bench.wait(50.0)
+    assert not bench.told(DecisionKind.UNLOAD, "m")
+    bench.wait(20.0)
+    assert "idle 1 m 0 s" in bench.told(DecisionKind.UNLOAD, "m")[-1]

@@ -44,9 +44,10 @@ _COMMANDS: Final[Mapping[str, tuple[str, str | None]]] = {
     "services": ("services.command", "pin containers to GPUs, apply that, and roll it back"),
     "keys": ("keys.command", "add, list and revoke API keys"),
     "db": ("db", "upgrade, back up and restore the database"),
+    "agent": ("nodes.agent", None),
     "completion": ("completion", "print what makes a shell complete commands and flags"),
 }
-"""The module of each command, and its help; a former name has none and warns."""
+"""The module of each command, and its help; a former name, and what no person starts, have none."""
 _FAULT, _USAGE, _DOES_NOT_FIT, _INTERRUPTED = 1, 2, 3, 130
 
 

@@ -31,6 +31,7 @@ from cotenant.domain.models import check_fit_params
 from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.domain.settings import setting_of, settings_of
 from cotenant.domain.units import format_bytes, format_duration, parse_duration
+from cotenant.domain.vendors import InventorySource
 from cotenant.planning.budgets import BudgetRules, budgets
 from cotenant.scheduling.model_spec import SchedulerSettings
 
@@ -140,6 +141,10 @@ def _serve_configuration(args: argparse.Namespace) -> None:
         )
     devices = configuration.devices
     gpus = probe(devices.gpus, SystemClock())
+    if configuration.nodes is not None:
+        # This machine's GPUs are used if it is one of them: then its agent reports them.
+        _serve(args, configuration, gpus, Inventory(InventorySource.HOST, (), {}), devices.rules, reread=read)
+        return
     whole = gpus.inventory()
     inventory = kept_to(whole, list(devices.use), described=devices.gpus)
     if len(kept_to(whole, [], described=devices.gpus).devices) < len(whole.devices):

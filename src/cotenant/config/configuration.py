@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cotenant.config.values.nodes import NodesSettings
 from cotenant.domain.advisors import AdvisorMode
-from cotenant.domain.devices import MpsGroup, MpsMode
+from cotenant.domain.devices import MpsGroup, MpsMode, MpsTerms
 from cotenant.domain.engines import ALONE, NO_OPTIONS, Companions, Endpoint, EngineOptions
 from cotenant.domain.keys import ApiKey
 from cotenant.domain.launching import ON_HOST, LaunchOptions
@@ -251,6 +251,11 @@ class ModelEntry:
     launch: LaunchOptions = ON_HOST
     stated_bytes: int | None = None
     stated_is_guess: bool = False
+
+    @property
+    def mps_terms(self) -> MpsTerms:
+        """What its engine gets of cards that it shares."""
+        return MpsTerms(self.mps_margin_bytes, self.mps_threads_percent)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from cotenant.config.configuration import Configuration, ModelEntry
-from cotenant.daemon.core.fleet import spec_of
+from cotenant.daemon.core.fleet import spec_of, wanting
 from cotenant.daemon.core.settings import state_dir
 from cotenant.daemon.monitors.readings import device_readings
-from cotenant.daemon.sharing.mps import MpsRules, Sharing
 from cotenant.domain.devices import DeviceKind, Inventory
 from cotenant.domain.placements import Placement, Refusal
 from cotenant.domain.residencies import ResidencyId
@@ -16,6 +15,7 @@ from cotenant.planning.device_choice import choose_devices
 from cotenant.planning.host_memory import placement_bytes
 from cotenant.planning.ledger import DeviceReading, Ledger
 from cotenant.scheduling.model_spec import ModelSpec
+from cotenant.sharing.mps import MpsRules, Sharing
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,9 @@ def peak(configuration: Configuration, inventory: Inventory, *, use_fit_params: 
     models, rules = configuration.models, configuration.devices.rules
     seen = (each.pid for r in inventory.readings.values() for each in r.processes or ())
     ours = marked(seen, configuration.server.port)
-    sharing = Sharing(MpsRules.of(configuration, state_dir()))
-    admissions = sharing.admissions(inventory, ours, models)
+    devices, most = configuration.devices, configuration.scheduling.max_loaded
+    sharing = Sharing(MpsRules.of_machine(devices.mps, devices.mps_group, most, state_dir()))
+    admissions = sharing.admissions(inventory, ours, wanting(models))
     engines = {pid: ResidencyId(-1 - number) for number, pid in enumerate(ours)}
     readings = [*map(_emptied, device_readings(inventory, rules, engines, 0.0, admissions))]
     specs = {each.name: spec_of(each, rules, None, use_fit_params=use_fit_params) for each in models}
@@ -101,7 +102,7 @@ def peak(configuration: Configuration, inventory: Inventory, *, use_fit_params: 
         waiting=tuple(name for name in alone if name not in {*together, *nowhere}),
         nowhere=nowhere,
         left=tuple(together.values()),
-        warnings=sharing.warnings(inventory, ours, models),
+        warnings=sharing.warnings(inventory, ours, wanting(models)),
     )
 
 

@@ -5,11 +5,13 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import Awaitable, Collection, Coroutine, Iterator
+from collections.abc import Collection, Coroutine, Iterator
+from dataclasses import replace
 from typing import Final
 
 from cotenant.analysis.calibration import compare
 from cotenant.clock import SystemClock
+from cotenant.concurrency.unless_set import unless_set
 from cotenant.console.app import Console
 from cotenant.daemon.advice_process import AdviceProcess
 from cotenant.daemon.advising.advisor import advisor_of
@@ -17,6 +19,7 @@ from cotenant.daemon.alerting.alerts import Alerts
 from cotenant.daemon.alerting.container_deaths import ContainerWatch
 from cotenant.daemon.core.active_configuration import ActiveConfiguration
 from cotenant.daemon.core.effects import Effects
+from cotenant.daemon.core.fleet import wanting
 from cotenant.daemon.core.fleet_view import FleetView
 from cotenant.daemon.core.inputs import AfterReady, DaemonInputs, StartReporter
 from cotenant.daemon.core.lessor import FleetLessor
@@ -30,16 +33,16 @@ from cotenant.daemon.engines import EngineMonitors
 from cotenant.daemon.key_book import StoredKeyBook
 from cotenant.daemon.monitors.defragmenter import Defragmenter
 from cotenant.daemon.monitors.load_progress import LoadWatcher
-from cotenant.daemon.monitors.process_memory import ProbeMeter
 from cotenant.daemon.monitors.recorder import Recorder
 from cotenant.daemon.monitors.slot_keeper import SlotKeeper, open_slot_store
 from cotenant.daemon.monitors.warm_keeper import WarmKeeper
 from cotenant.daemon.monitors.watchers import CardWatcher
+from cotenant.daemon.nodes.cards import NodeCards
+from cotenant.daemon.nodes.parts import NodeParts
 from cotenant.daemon.past_runs import with_margin
 from cotenant.daemon.plans import Plans
-from cotenant.daemon.sharing.mps import MpsRules, Sharing
 from cotenant.daemon.systemd_notify import ServiceManager
-from cotenant.domain.devices import ComputeMode, DeviceId, Inventory
+from cotenant.domain.devices import ComputeMode, DeviceId, Inventory, MpsMode
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import UsageError
 from cotenant.domain.records import PastRuns
@@ -52,12 +55,14 @@ from cotenant.gateway.server import serve
 from cotenant.hardware.gpus.host import HostProbe
 from cotenant.hardware.gpus.xid_events import XidWatch
 from cotenant.hardware.model_cache.warm import WarmTier
+from cotenant.hardware.process_memory import ProbeMeter
 from cotenant.hub.puller import HubPuller
 from cotenant.planning.compute_modes import Admission
 from cotenant.scheduling.events import LoadAsked, StopAsked
 from cotenant.scheduling.scheduler import Scheduler
 from cotenant.services.compose.orchestrator import ComposeOrchestrator
 from cotenant.services.operator import Services
+from cotenant.sharing.mps import MpsRules, Sharing
 from cotenant.store.key_file import NAME, KeyFile
 from cotenant.store.store import Store
 
@@ -105,21 +110,24 @@ class Daemon:
                 exclusive=frozenset(r.device_id for r in readings if r.compute_mode is exclusive),
                 llama_server=options.llama_server,
                 cuda_version=inputs.inventory.cuda_version,
-                secrets=lambda: frozenset(
-                    entry.options.address.key
-                    for entry in self._active.models
-                    if entry.options.address is not None and entry.options.address.key is not None
-                ),
+                secrets=self._secrets,
                 slots=self._slots,
             )
         )
         self._warned: tuple[str, ...] = ()
+        self._nodes: NodeParts | None = None
+        if configuration.nodes is not None:
+            # What shares a card of another machine is its agent's business.
+            mps = replace(mps, mode=MpsMode.OFF, found=())
+            self._nodes = NodeParts(configuration.nodes, store, clock, self._hosts, self._secrets)
         self._sharing = Sharing(mps)
         rules = configuration.devices.rules
         effects = Effects(
-            self._hosts,
+            self._hosts if self._nodes is None else self._nodes.hosts,
             clock,
-            lambda entry, placement: place_on_this_machine(entry.request, placement, rules),
+            lambda entry, placement: place_on_this_machine(
+                entry.request, placement, rules, ram=self._cards.host_of(placement.node)
+            ),
             options.load_timeout_s,
             rules,
             self._sharing.environment,
@@ -158,16 +166,21 @@ class Daemon:
             self._warm = WarmKeeper(tier, loop, view)
             loop.feed.listeners.append(self._warm.decided)
 
-        self._cards = CardWatcher(
-            inputs.probe,
-            configuration.devices.use,
-            rules,
-            loop,
-            view,
-            clock,
-            admissions=self._admissions,
-            usage=self._engines.usage,
-        )
+        self._cards: CardWatcher | NodeCards
+        use = configuration.devices.use
+        if self._nodes is not None:
+            self._cards = self._nodes.connect(loop, use, rules, active, self._stop.set)
+        else:
+            self._cards = CardWatcher(
+                inputs.probe,
+                use,
+                rules,
+                loop,
+                view,
+                clock,
+                admissions=self._admissions,
+                usage=self._engines.usage,
+            )
         self._cards.listeners += [self._alerts.measured, recorder.measured, self._engines.footprints.measured]
         self._cards.listeners.append(lambda _: self._mover.republish())
         if self._slots is not None:
@@ -192,10 +205,16 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
+        machines: asyncio.Task[None] | None = None
         try:
             await self._mover.restore()
-            self._cards.read(self._inputs.inventory)
+            if isinstance(self._cards, CardWatcher):
+                self._cards.read(self._inputs.inventory)
             self._active.publish()
+            if self._nodes is not None:
+                await self._nodes.begin()
+                machines = loop.create_task(self._nodes.run())
+                await unless_set(self._stop, self._nodes.first())
             await self._engines.ask_once()
             if self._services is not None:
                 await self._services.start()
@@ -205,22 +224,33 @@ class Daemon:
             self._hosts.forbid_sleep()
             if self._slots is not None:
                 self._slots.close()
+            if self._nodes is not None:
+                loop.call_later(2 * _LAST_ENGINES_S, self._nodes.give_up)
             await self._loop.stop(0 if self._hurry.is_set() else _LAST_ENGINES_S)
             await self._hosts.end_sleeping()
+            if self._nodes is not None and machines is not None:
+                await self._nodes.release()
+                machines.cancel()
+                await asyncio.wait({machines})
             await self._adviser.close()
             await self._sharing.close()
             if self._services is not None:
                 await self._services.close()
 
     def _admissions(self, inventory: Inventory, ours: Collection[int]) -> dict[DeviceId, Admission]:
-        models = self._active.configuration.models
-        found = self._sharing.admissions(inventory, ours, models)
-        warnings = self._sharing.warnings(inventory, ours, models)
+        of_models = wanting(self._active.configuration.models)
+        found = self._sharing.admissions(inventory, ours, of_models)
+        warnings = self._sharing.warnings(inventory, ours, of_models)
         for text in warnings:
             if text not in self._warned:
                 _LOG.warning("%s", text)
         self._warned = warnings
         return found
+
+    def _secrets(self) -> frozenset[str]:
+        """Return what no engine's environment may hold."""
+        addresses = (entry.options.address for entry in self._active.models)
+        return frozenset(each.key for each in addresses if each is not None and each.key is not None)
 
     def _on_signal(self) -> None:
         self._systemd.stopping()
@@ -239,9 +269,10 @@ class Daemon:
             return True
         started = self._clock.now()
         # A load that fails is tried again once the cards show its memory free: they are read meanwhile.
-        reading = asyncio.create_task(self._cards.run())
+        watching = self._cards.run() if isinstance(self._cards, CardWatcher) else asyncio.sleep(0)
+        reading = asyncio.create_task(watching)
         try:
-            if not await self._unless_stopped(self._operator.load(alone.name)):
+            if not await unless_set(self._stop, self._operator.load(alone.name)):
                 return False
         finally:
             reading.cancel()
@@ -272,7 +303,6 @@ class Daemon:
             others = [
                 tasks.create_task(work)
                 for work in (
-                    self._cards.run(),
                     self._active.watch(),
                     self._reload_on_hangup(address),
                     self._refuse_when_stopped(),
@@ -296,6 +326,7 @@ class Daemon:
             self._operator,
             mover=self._mover,
             lessor=self._lessor,
+            timing=None if self._nodes is None else self._nodes.timing,
             request_log=None if server.request_log is None else RequestLog(server.request_log),
             services=self._services,
             alerts=self._alerts,
@@ -327,6 +358,8 @@ class Daemon:
 
     def _watchers(self) -> Iterator[Coroutine[None, None, None]]:
         """Yield the optional monitors."""
+        if isinstance(self._cards, CardWatcher):
+            yield self._cards.run()
         yield self._alerts.run()
         if self._advisor is not None:
             yield self._advisor.run()
@@ -361,22 +394,7 @@ class Daemon:
         await self._stop.wait()
         self._loop.post(StopAsked(self._clock.now()))
 
-    async def _unless_stopped(self, work: Awaitable[None]) -> bool:
-        """Do the work unless asked to stop first; return whether it was done."""
-        working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
-        try:
-            await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                working.result()
-                return True
-            return False
-        finally:
-            for task in (working, waiting):
-                task.cancel()
-            await asyncio.gather(working, waiting, return_exceptions=True)
-
 
 def _address(sock: socket.socket) -> str:
     host, port = sock.getsockname()[:2]
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-    return f"http://{shown}:{port}"
+    return Endpoint({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port).url  # noqa: S104

@@ -11,13 +11,14 @@ from cotenant.daemon.core.inputs import AfterReady, DaemonInputs, StartReporter
 from cotenant.daemon.core.settings import ApiKeys, default_database
 from cotenant.daemon.cpu_fallback import place_on_this_machine
 from cotenant.daemon.daemon import Daemon
+from cotenant.daemon.nodes.parts import check_ray_is_there
 from cotenant.daemon.past_runs import learned
-from cotenant.daemon.sharing.mps import MpsRules
-from cotenant.domain.errors import BadSetting, DoesNotFit
+from cotenant.domain.errors import DoesNotFit
 from cotenant.domain.placements import Refusal
 from cotenant.gateway.server import bind
 from cotenant.planning.advice import plan
 from cotenant.planning.budgets import budgets, host_budget
+from cotenant.sharing.mps import MpsRules
 from cotenant.store.key_file import NAME
 from cotenant.store.store import Store
 from cotenant.store.writer import Writer
@@ -30,15 +31,13 @@ def run(inputs: DaemonInputs, reporter: StartReporter, after_ready: AfterReady |
     DoesNotFit, MpsMissing, EngineError, BadSetting.
     """
     if inputs.configuration.nodes is not None:
-        raise BadSetting(
-            "`nodes:` is set, and this version of the daemon cannot use other machines yet",
-            hint="Take the section out of the configuration.",
-        )
+        check_ray_is_there()
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     server = inputs.configuration.server
     keys = ApiKeys(server, inputs.options.state_dir / NAME)
-    mps = MpsRules.of(inputs.configuration, inputs.options.state_dir)
+    devices, most = inputs.configuration.devices, inputs.configuration.scheduling.max_loaded
+    mps = MpsRules.of_machine(devices.mps, devices.mps_group, most, inputs.options.state_dir)
     with bind(server.host, server.port) as sock:
         store = Store(Writer(inputs.configuration.database or default_database()))
 

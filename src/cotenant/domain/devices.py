@@ -61,6 +61,20 @@ class MpsGroup(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class MpsTerms:
+    """What an engine gets of cards that it shares through MPS: None for no limit.
+
+    `threads_percent` is of each card's SMs; `margin_bytes` is what it may take beyond its plan.
+    """
+
+    margin_bytes: int | None = None
+    threads_percent: int | None = None
+
+
+NO_MPS_TERMS = MpsTerms()
+
+
+@dataclass(frozen=True, slots=True)
 class Device:
     """One memory pool: a card, a MIG slice, or host RAM. Unknown is None.
 

@@ -85,6 +85,8 @@ class Endpoint:
     it. `model` is the name by which it knows the model, None for that of the
     request; `key` is sent as a bearer token. `kind` is what serves there, None if that is unknown.
     `listeners` are the inodes of the sockets on which an engine of ours listens: nothing goes to any other.
+    `gate` is what the gate of another machine, which then listens here, asks for before it passes anything on
+    to the engine; `ca` is the file of the authorities that vouch for it, if not the system's.
     """
 
     host: str
@@ -97,6 +99,8 @@ class Endpoint:
     key: str | None = field(default=None, repr=False)
     kind: EngineKind | None = None
     listeners: frozenset[int] = field(default=frozenset(), compare=False)
+    gate: str | None = field(default=None, repr=False)
+    ca: str | None = None
 
     @classmethod
     def at(cls, parts: SplitResult) -> Endpoint:

@@ -137,3 +137,20 @@ class GuestTerms:
     lasts_s: float | None = None
     wait_s: float = 600.0
     pid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTerms:
+    """The terms of a request for its lease; None means the model's own setting.
+
+    `keep_alive_s` is how long the model stays loaded after it; 0 unloads it at once. A higher `priority` goes
+    first. `conversation` are keys of the request's beginnings, for a model with several copies.
+    """
+
+    priority: int | None = None
+    keep_alive_s: float | None = None
+    timeout_s: float | None = None
+    conversation: tuple[int, ...] = ()
+
+
+DEFAULT_TERMS = LeaseTerms()

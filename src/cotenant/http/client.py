@@ -18,7 +18,7 @@ from urllib.parse import urljoin
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.units import MIB
 from cotenant.http.addresses import endpoint_of, http_parts, is_plain
-from cotenant.http.connection import Connection, Header, ResponseBroken, client_context, tls_fault
+from cotenant.http.connection import Connection, Header, ResponseBroken, tls_fault
 from cotenant.http.listeners import verify_listener
 
 _MAX_REDIRECTS: Final = 5
@@ -101,12 +101,7 @@ class Exchange:
         loop = asyncio.get_running_loop()
         deadline = None if limits.whole_s is None else loop.time() + limits.whole_s
         async with _limit("no connection", limits.connect_s, deadline):
-            _, connection = await loop.create_connection(
-                lambda: Connection(loop),
-                endpoint.host,
-                endpoint.port,
-                ssl=client_context() if endpoint.tls else None,
-            )
+            connection = await Connection.open(endpoint, lambda: Connection(loop))
         try:
             verify_listener(endpoint)
         except OSError:

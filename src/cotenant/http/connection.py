@@ -6,12 +6,14 @@ take them, which also bounds everything else that a server may send without end.
 
 import asyncio
 import functools
+import socket
 import ssl
-from collections.abc import AsyncIterator
-from typing import Final, cast
+from collections.abc import AsyncIterator, Callable
+from typing import Final, Self, cast
 
 import httptools
 
+from cotenant.domain.engines import Endpoint
 from cotenant.domain.units import KIB
 
 Header = tuple[bytes, bytes]
@@ -28,6 +30,21 @@ class ResponseBroken(ConnectionError):
 
 class NotHttp(ResponseBroken):
     """What the server sent is not HTTP."""
+
+
+_UNHEARD_S: Final = 10
+_PROBE: Final = ((socket.TCP_KEEPIDLE, 4), (socket.TCP_KEEPINTVL, 2), (socket.TCP_KEEPCNT, 3))
+
+
+def _notice_silence(sock: socket.socket) -> None:
+    """Have the kernel break a connection to another machine that has answered nothing for 10 s.
+
+    It would send again for a quarter of an hour. An engine that computes does answer: its kernel does.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNHEARD_S * 1000)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _PROBE:
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class Connection(asyncio.Protocol):
@@ -98,6 +115,17 @@ class Connection(asyncio.Protocol):
         self._reusable = False
 
     # Called by the reader.
+
+    @classmethod
+    async def open(cls, endpoint: Endpoint, make: Callable[[], Self]) -> Self:
+        """Return a new connection to an endpoint, past its gate if it is behind one. Raises OSError."""
+        _, connection = await asyncio.get_running_loop().create_connection(
+            make, endpoint.host, endpoint.port, ssl=client_context(endpoint.ca) if endpoint.tls else None
+        )
+        if endpoint.gate is not None:
+            _notice_silence(connection._transport.get_extra_info("socket"))
+            connection._transport.write(f"{endpoint.gate}\n".encode("ascii"))
+        return connection
 
     def begin(self, head: bytes, body: bytes, *, bodiless: bool = False) -> None:
         """Send a request; the response is reset, and ends with its head if it is `bodiless` (HEAD)."""
@@ -304,12 +332,13 @@ class Connection(asyncio.Protocol):
 
 
 @functools.cache
-def client_context() -> ssl.SSLContext:
+def client_context(ca: str | None = None) -> ssl.SSLContext:
     """Return the context that checks certificates. It is created once: that takes tens of milliseconds.
 
-    OpenSSL reads the authorities from the system's folder, and from `SSL_CERT_FILE` and `SSL_CERT_DIR`.
+    Without a file `ca`, OpenSSL reads the authorities from the system's folder, and from `SSL_CERT_FILE` and
+    `SSL_CERT_DIR`. Raises OSError if the file cannot be used.
     """
-    return ssl.create_default_context()
+    return ssl.create_default_context(cafile=ca)
 
 
 def tls_fault(error: OSError) -> str | None:

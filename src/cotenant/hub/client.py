@@ -38,7 +38,7 @@ class HubClient:
         self.endpoint = (environment.get("HF_ENDPOINT") or _PUBLIC).rstrip("/")
         self._token = _token(environment)
         self._offline = environment.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")
-        self._opener = urllib.request.build_opener(_Redirects)
+        self._opener = urllib.request.build_opener(Redirects)
 
     def files(self, repository: str, within_s: float) -> tuple[str, list[HubFile]]:
         """Return the current revision of the repository, and its files. Raises NotOnHub or HubSilent."""
@@ -71,6 +71,11 @@ class HubClient:
         answer = self._open(address, {"Range": f"bytes={start}-"} if start else {}, _READ_TIMEOUT_S)
         return answer, start if answer.status == http.HTTPStatus.PARTIAL_CONTENT else 0
 
+    def address(self, repository: str, revision: str, path: str) -> tuple[str, Mapping[str, str]]:
+        """Return the URL of a file, and the headers to send for it: for a machine that has no token."""
+        url = f"{self.endpoint}/{urllib.parse.quote(f'{repository}/resolve/{revision}/{path}')}"
+        return url, {"Authorization": f"Bearer {self._token}"} if self._token else {}
+
     def fault(self, error: BaseException, what: str) -> HubError:
         """Return the error to raise for a failed request."""
         if isinstance(error, urllib.error.HTTPError):
@@ -98,12 +103,13 @@ class HubClient:
         return self._opener.open(request, timeout=within_s)
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
+class Redirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects to the storage of a file, without sending the token there."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
+        """Return the request to the place that is named; the token goes to no other host."""
         following = super().redirect_request(req, fp, code, msg, headers, newurl)
         if following is not None and (following.type, following.host) != (req.type, req.host):
             following.remove_header("Authorization")

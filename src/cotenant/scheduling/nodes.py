@@ -120,6 +120,8 @@ def found(state: State, event: EngineFound, out: Outbox) -> None:
     # It has its bytes: the next Reading includes them.
     state.ledger.show(residency.id, out.at)
     residency.ready_at = out.at
+    # When it was last asked is not known: it has its whole keep-alive.
+    model.last_used = out.at
     _serve(state, residency, out)
     lower_claim(state, residency, model.spec.seen_bytes)
 

@@ -35,9 +35,9 @@ from cotenant.domain.exit_causes import Cause
 from cotenant.domain.fragmentation import SizedModel
 from cotenant.domain.models import Parts as MemoryParts
 from cotenant.domain.models import Recipe
+from cotenant.domain.requests import LeaseTerms
 from cotenant.domain.residencies import TicketId
 from cotenant.domain.units import GIB, MIB
-from cotenant.interfaces import LeaseTerms
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.ledger import DeviceReading
 from cotenant.scheduling.events import DevicesRead, ModelsChanged, TimerFired

@@ -118,10 +118,11 @@ async def test_requests_on_a_lost_node_are_told_so_if_they_break_and_its_engine_
     assert not lost.graces
 
 
-def test_a_daemon_that_cannot_use_other_machines_says_so_and_does_not_begin() -> None:
+def test_a_daemon_without_ray_says_so_and_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     configuration = Configuration(nodes=NodesSettings())
     inputs = DaemonInputs(configuration, None, None, None)  # type: ignore[arg-type]
-    with pytest.raises(BadSetting, match="cannot use other machines yet"):
+    with pytest.raises(BadSetting, match="Ray, which starts the agents on other machines, is not installed"):
         run(inputs, None)  # type: ignore[arg-type]
 
 

@@ -268,3 +268,20 @@ def supervisor_of(pid: int) -> int:
         c for c in children if b"container_supervisor" in Path(f"/proc/{c}/cmdline").read_bytes()
     ]
     return int(supervisor)
+
+
+async def test_a_container_ends_with_its_lease_though_nobody_stops_it(
+    bed: ContainerBed, model: Path, port: int, tmp_path: Path
+) -> None:
+    lease = tmp_path / "lease"
+    lease.write_bytes((1 << 62).to_bytes(8, "little"))
+    plan = replace(shell_plan(model, port, STUBBORN="1"), lease=lease)
+    engine = await launched(podman(bed), plan, tmp_path / "log")
+    try:
+        assert await page(port, "/health") == "weights\n"
+        lease.write_bytes((1).to_bytes(8, "little"))
+        async with asyncio.timeout(60):
+            assert await engine.wait() == -signal.SIGKILL
+    finally:
+        await engine.stop(0)
+    assert not alive(engine.pid)

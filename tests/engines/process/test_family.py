@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -154,3 +155,29 @@ def _handles_sigterm(pid: int) -> bool:
     status = Path(f"/proc/{pid}/status").read_text()
     caught = int(status.partition("SigCgt:")[2].split()[0], 16)
     return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
+def _lease(path: Path, in_s: float) -> float:
+    """State a lease that ends in so many seconds; return the instant."""
+    due_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + int(in_s * 1e9)
+    path.write_bytes(due_ns.to_bytes(8, "little"))
+    return due_ns / 1e9
+
+
+async def test_it_ends_with_its_lease_and_not_before(tmp_path: Path) -> None:
+    lease = tmp_path / "lease"
+    first = _lease(lease, 0.5)
+    engine = await FamilyProcess.start_family(["/bin/sleep", "600"], env={}, output_fd=2, lease=lease)
+    due = _lease(lease, 1.0)
+    # A machine that was too slow to extend it in time has seen the first.
+    due = due if time.clock_gettime(time.CLOCK_BOOTTIME) < first else first
+    assert await engine.wait() == -signal.SIGKILL
+    assert time.clock_gettime(time.CLOCK_BOOTTIME) >= due
+
+
+async def test_nothing_begins_once_the_lease_is_over(tmp_path: Path) -> None:
+    _lease(tmp_path / "lease", -1)
+    engine = await FamilyProcess.start_family(
+        ["/bin/sleep", "600"], env={}, output_fd=2, lease=tmp_path / "lease"
+    )
+    assert await engine.wait() == -signal.SIGKILL

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from cotenant.domain import errors
+from cotenant.domain import errors, nodes
 from cotenant.domain.errors import CotenantError
 from cotenant.domain.exit_causes import Cause
 from cotenant.gateway.http.problems import HTTP_PROBLEMS, envelope, http_problem
@@ -14,7 +14,7 @@ def _leaves(kind: type[CotenantError]) -> set[type[CotenantError]]:
     return {kind} if not below else set().union(*map(_leaves, below))
 
 
-OURS = {leaf for leaf in _leaves(CotenantError) if leaf.__module__ == errors.__name__}
+OURS = {leaf for leaf in _leaves(CotenantError) if leaf.__module__ in (errors.__name__, nodes.__name__)}
 
 
 def test_every_leaf_of_the_exception_tree_has_a_status_and_nothing_else_has():

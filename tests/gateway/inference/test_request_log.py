@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from cotenant.domain.requests import DEFAULT_TERMS, LeaseTerms
 from cotenant.gateway.inference.request_log import RequestLog, RequestRecord
-from cotenant.interfaces import DEFAULT_TERMS, LeaseTerms
 from tests.gateway import stub
 from tests.gateway.harness import SlotRouter, connected, post, serving
 from tests.gateway.stub import StubEngine

@@ -4,12 +4,12 @@ import math
 import pytest
 
 from cotenant.domain.errors import BadRequest
+from cotenant.domain.requests import LeaseTerms
 from cotenant.gateway.inference.request_options import (
     RequestOptions,
     conversation_keys,
     read_request_options,
 )
-from cotenant.interfaces import LeaseTerms
 from tests.gateway.harness import SlotRouter, post, serving
 from tests.gateway.stub import StubEngine
 

@@ -13,6 +13,7 @@ from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import BadSetting, DoesNotFit, EngineLoadFailed
 from cotenant.domain.fragmentation import Defragmentation, ModelMove
 from cotenant.domain.models import ModelKind
+from cotenant.domain.nodes import NodeUnreachable
 from cotenant.domain.requests import ServedModel
 from cotenant.domain.units import GIB
 from cotenant.gateway.http.limits import Timing
@@ -328,3 +329,30 @@ async def test_the_last_decisions_are_told_oldest_first():
         assert (await fetch(port, "GET", "/api/decisions?limit=x")).status == 400
     assert [each["text"] for each in told] == ["step 3", "step 4"]
     assert (len(everything), told[1]["model"]) == (4, None)
+
+
+async def test_a_log_on_another_machine_is_read_and_followed_as_one_here():
+    content, silent = bytearray(b"".join(b"line %d\n" % n for n in range(500))), False
+
+    async def read(offset, limit_bytes):
+        if silent:
+            raise NodeUnreachable("b does not answer", hint="Is it up?")
+        start = max(0, len(content) - limit_bytes) if offset is None else offset
+        return bytes(content[start : start + limit_bytes]), start, len(content)
+
+    operator, served = setting()
+    operator.remote_logs["llama"] = read
+    async with served as port:
+        two = await fetch(port, "GET", "/api/models/llama/logs?tail=2")
+        assert two.body == b"line 498\nline 499\n"
+        async with connected(port) as client:
+            client.send("GET", "/api/models/llama/logs?tail=1&follow=1")
+            await client.head()
+            assert await client.chunk() == b"line 499\n"
+            silent = True
+            unheard = await fetch(port, "GET", "/api/models/llama/logs")
+            assert unheard.status == 503
+            assert b"b does not answer" in unheard.body
+            content += b"more\n"
+            silent = False
+            assert await client.chunk() == b"more\n"

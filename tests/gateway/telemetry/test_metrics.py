@@ -9,6 +9,7 @@ from cotenant.domain.advisors import AdvisorStatus, QuestionOutcome
 from cotenant.domain.decisions import (
     Decision,
     DecisionKind,
+    Histogram,
     LoadProgress,
     ModelStatus,
     SlotStatus,
@@ -16,7 +17,6 @@ from cotenant.domain.decisions import (
 )
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.fragmentation import DeviceFragmentation, Fragmentation, SizedModel
-from cotenant.domain.histograms import Histogram
 from cotenant.domain.residencies import UnloadReason
 from cotenant.domain.units import GIB
 from cotenant.gateway.telemetry.counters import ModelCounters

@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, SlotStatus, WarmStatus
+from cotenant.domain.decisions import Decision, DeviceStatus, Histogram, ModelStatus, SlotStatus, WarmStatus
 from cotenant.domain.errors import CotenantError, UnknownModel
 from cotenant.domain.fragmentation import Defragmentation, Fragmentation
-from cotenant.domain.histograms import Histogram
 from cotenant.domain.units import GIB
+from cotenant.interfaces import RemoteLog
 
 CARD = DeviceStatus(
     "GPU-a",
@@ -38,6 +38,7 @@ class PlainOperator:
         self.times: dict[str, Histogram] = {}
         self.told: list[Decision] = []
         self.logs: dict[str, Path] = {}
+        self.remote_logs: dict[str, RemoteLog] = {}
         self.fault: CotenantError | None = None
         self.gate = asyncio.Event()
         self.gate.set()
@@ -93,6 +94,10 @@ class PlainOperator:
     def log_path(self, name: str) -> Path | None:
         self._check(name)
         return self.logs.get(name)
+
+    def remote_log(self, name: str) -> RemoteLog | None:
+        self._check(name)
+        return self.remote_logs.get(name)
 
     async def load(self, name: str) -> None:
         await self._obey("load", name)

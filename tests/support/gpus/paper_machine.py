@@ -20,9 +20,9 @@ from tests.support.waiting import alive
 class PaperMachine:
     """One card, in a file that a daemon follows as it would ask a driver."""
 
-    def __init__(self, folder: Path, total_mib: int) -> None:
+    def __init__(self, folder: Path, total_mib: int, uuid: str = "GPU-paper") -> None:
         self.path = folder / "machine.yaml"
-        card = {"name": "paper", "uuid": "GPU-paper", "total_mib": total_mib, "used_mib": 0, "processes": []}
+        card = {"name": "paper", "uuid": uuid, "total_mib": total_mib, "used_mib": 0, "processes": []}
         self.path.write_text(json.dumps({"live": True, "gpus": [card]}), encoding="utf-8")
         threading.Thread(target=_drive, args=(self.path, weakref.ref(self)), daemon=True).start()
 

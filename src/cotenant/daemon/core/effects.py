@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from cotenant.analysis.calibration import as_reported
@@ -14,14 +15,14 @@ from cotenant.concurrency.background_tasks import BackgroundTasks
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.abandoned_slots import AbandonedSlotReaper
 from cotenant.daemon.core.fleet import slot_cache
-from cotenant.domain.devices import DeviceKind
+from cotenant.domain.devices import DeviceKind, MpsTerms
 from cotenant.domain.engines import EngineEnd, EngineReport
 from cotenant.domain.errors import CotenantError, EngineError
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.placements import Placement, Refusal
 from cotenant.domain.residencies import ResidencyId
 from cotenant.hardware.model_cache.load_progress import LoadedBytes
-from cotenant.interfaces import Engine, EngineHost, EngineOrder
+from cotenant.interfaces import Engine, EngineHost, EngineOrder, RemoteLog
 from cotenant.planning.advice import after_failed_load
 from cotenant.planning.budgets import BudgetRules
 from cotenant.scheduling.events import EngineExited, EngineReady, Event
@@ -73,7 +74,7 @@ class Running:
 
 
 SharedEnvironment = Callable[
-    [ResidencyId, ModelEntry, Placement, Callable[[str], None]], Awaitable[Mapping[str, str]]
+    [ResidencyId, str, MpsTerms, Placement, Callable[[str], None]], Awaitable[Mapping[str, str]]
 ]
 """Returns the environment variables of an engine that may share its cards. Raises CotenantError.
 
@@ -90,8 +91,9 @@ class Effects:
     """Starts and stops engines, and posts their events.
 
     `cpu_fallback` turns a placement on described GPUs into one that this machine can run; `rules` are those
-    of budgets. `log_path` returns the log of a model's last engine. `end_listeners` are called once an engine
-    has ended, or was never started: once after each call of `environment`.
+    of budgets. `log_path` returns the log of a model's last engine, `remote_log` what reads it if it is on
+    another machine. `end_listeners` are called once an engine has ended, or was never started: once after
+    each call of `environment`.
     """
 
     host: EngineHost
@@ -103,6 +105,7 @@ class Effects:
     end_listeners: list[Callable[[ResidencyId], None]] = field(default_factory=list)
     running: dict[ResidencyId, Running] = field(default_factory=dict)
     log_path: Callable[[str], Path | None] = lambda _: None
+    remote_log: Callable[[str], RemoteLog | None] = lambda _: None
     _stopping: BackgroundTasks = field(default_factory=BackgroundTasks)
 
     def start(
@@ -191,6 +194,33 @@ class Effects:
         own = running.engine.log_path if running is not None and running.engine is not None else None
         return own or self.log_path(name)
 
+    def order(
+        self,
+        entry: ModelEntry,
+        planned: Placement,
+        carried_out: Placement,
+        shared: Mapping[str, str] = MappingProxyType({}),
+    ) -> EngineOrder:
+        """Return the order for a model that was `planned` so, and is carried out on this or that."""
+        devices = [share.device for share in planned.used_shares]
+        return EngineOrder(
+            entry.name,
+            entry.path,
+            entry.shape.kind,
+            carried_out,
+            projector_path=entry.projector_path,
+            companions=entry.companions,
+            env={**shared, **entry.env},
+            args=entry.args,
+            launch=entry.launch,
+            options=entry.options,
+            planned_gpus=tuple(device for device in devices if device.kind is not DeviceKind.HOST),
+            planned=None if carried_out is planned else planned,
+            recipe=entry.recipe,
+            mps=entry.mps_terms,
+            slot_cache=slot_cache(entry, carried_out.recipe),
+        )
+
     def pids(self, node: str | None = None) -> dict[int, ResidencyId]:
         """Return the processes of all engines on a node that are processes of ours.
 
@@ -261,22 +291,8 @@ class Effects:
         if isinstance(carried_out, Refusal):
             return EngineEnd(f"{entry.name} does not fit in host RAM: {carried_out.reason}")
         fail = partial(self._fail, residency)
-        shared = await self.environment(residency, entry, running.placement, fail)
-        planned = [share.device for share in running.placement.used_shares]
-        order = EngineOrder(
-            entry.name,
-            entry.path,
-            entry.shape.kind,
-            carried_out,
-            projector_path=entry.projector_path,
-            companions=entry.companions,
-            env={**shared, **entry.env},
-            args=entry.args,
-            launch=entry.launch,
-            options=entry.options,
-            planned_gpus=[device for device in planned if device.kind is not DeviceKind.HOST],
-            slot_cache=slot_cache(entry, carried_out.recipe),
-        )
+        shared = await self.environment(residency, entry.name, entry.mps_terms, running.placement, fail)
+        order = self.order(entry, running.placement, carried_out, shared)
         running.engine = await host.start(order)
         return await self._serve(residency, running, carried_out, running.engine)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -164,6 +164,11 @@ def _unclear(entry: ModelEntry, devices: Sequence[Device]) -> str | None:
 def may_use(gpus: Sequence[str], device: Device) -> bool:
     """Whether a model's `gpus:` names a device, or any."""
     return not gpus or any(device.is_named(name) for name in gpus)
+
+
+def wanting(models: Sequence[ModelEntry]) -> Callable[[Device], int]:
+    """Return what counts the models that may use a device."""
+    return lambda device: sum(each.recipe.n_gpu_layers != 0 and may_use(each.gpus, device) for each in models)
 
 
 def find_device(devices: Sequence[Device], gpu: str) -> Device:

@@ -14,7 +14,7 @@ from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.decision_feed import DecisionFeed
 from cotenant.daemon.core.effects import Effects
 from cotenant.daemon.core.fleet import Fleet, Guest
-from cotenant.domain.decisions import SlotStatus, WarmStatus
+from cotenant.domain.decisions import Histogram, SlotStatus, WarmStatus
 from cotenant.domain.devices import DeviceId, Reading
 from cotenant.domain.errors import (
     CotenantError,
@@ -25,7 +25,6 @@ from cotenant.domain.errors import (
     UnknownModel,
     WaitTimeout,
 )
-from cotenant.domain.histograms import Histogram
 from cotenant.domain.placements import Placement
 from cotenant.domain.requests import ModelGroup
 from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, TicketId

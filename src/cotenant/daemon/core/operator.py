@@ -9,13 +9,13 @@ from typing import Any
 from cotenant.daemon.core.fragmentation import FragmentationMeter
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.status import device_statuses, model_status
-from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, SlotStatus, WarmStatus
+from cotenant.domain.decisions import Decision, DeviceStatus, Histogram, ModelStatus, SlotStatus, WarmStatus
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.errors import CannotMove, DoesNotFit, EngineLoadFailed
 from cotenant.domain.fragmentation import Defragmentation, DefragmentMode, Fragmentation
-from cotenant.domain.histograms import Histogram
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyState, model_of
+from cotenant.interfaces import RemoteLog
 from cotenant.planning.device_choice import choose_devices
 from cotenant.planning.host_memory import placement_bytes
 from cotenant.scheduling import events
@@ -120,6 +120,10 @@ class FleetOperator:
         resolved = self._loop.fleet.resolve_copy(name)
         model = self._state.model(resolved)
         return self._loop.effects.log_of(model.residency, model_of(resolved))
+
+    def remote_log(self, name: str) -> RemoteLog | None:
+        """Return what reads the log of the model's last engine if that was on another machine."""
+        return self._loop.effects.remote_log(self._loop.fleet.resolve(name))
 
     async def load(self, name: str) -> None:
         """Load a model, or return if it is loaded. Raises UnknownModel, DoesNotFit or EngineLoadFailed."""

@@ -9,9 +9,9 @@ from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.status import served_model
 from cotenant.domain.decisions import WaitEstimate
 from cotenant.domain.errors import CotenantError, DoesNotFit, EngineLoadFailed, QueueFull, UnknownModel
-from cotenant.domain.requests import RequestRules, ServedModel
+from cotenant.domain.requests import DEFAULT_TERMS, LeaseTerms, RequestRules, ServedModel
 from cotenant.domain.residencies import ResidencyState, TicketId
-from cotenant.interfaces import DEFAULT_TERMS, Lease, LeaseTerms
+from cotenant.interfaces import Lease
 from cotenant.scheduling.events import RequestArrived
 
 Remedies = Callable[[str], Callable[[], str]]

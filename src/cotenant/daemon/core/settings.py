@@ -1,7 +1,6 @@
 """Options of `serve` that are not in the configuration, and checks of address and keys."""
 
 import ipaddress
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,16 +9,8 @@ from cotenant.config.configuration import Configuration, ServerSettings
 from cotenant.domain.errors import BadSetting, InsecureBind
 from cotenant.domain.keys import ApiKey, check_keys, flat_key
 from cotenant.scheduling.model_spec import SchedulerSettings
+from cotenant.state_dir import state_dir as state_dir
 from cotenant.store.key_file import KeyFile
-
-
-def state_dir() -> Path:
-    """Return where logs and state live: `$COTENANT_STATE_DIR`, else the user's XDG state directory."""
-    given = os.environ.get("COTENANT_STATE_DIR")
-    if given:
-        return Path(given).expanduser()
-    base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "cotenant"
 
 
 def default_database() -> str:

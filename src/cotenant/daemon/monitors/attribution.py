@@ -1,10 +1,9 @@
 """Which engine GPU memory belongs to, if a Reading alone does not show it."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cotenant.concurrency.process_groups import group_of, leader_of
-from cotenant.domain.devices import DeviceId, Inventory
+from cotenant.domain.devices import DeviceId
 from cotenant.domain.residencies import ResidencyId
 
 
@@ -23,31 +22,3 @@ class EngineUsage:
 
 
 NO_USAGE = EngineUsage()
-
-
-def with_child_processes(inventory: Inventory, engines: Mapping[int, ResidencyId]) -> dict[int, ResidencyId]:
-    """Return `engines` (by pid) with every GPU process of an engine's process group or family."""
-    found = dict(engines)
-    for reading in inventory.readings.values():
-        for process in reading.processes or ():
-            leader = None if process.pid in found else leader_of(process.pid, engines)
-            if leader is not None:
-                found[process.pid] = engines[leader]
-    return found
-
-
-def sleeping_processes(
-    inventory: Inventory, groups: Collection[int], before: Collection[int], engines: Collection[int]
-) -> frozenset[int]:
-    """Return the GPU processes of sleeping engines that are not among `engines`.
-
-    `groups` are their process groups, `before` their processes in the last inventory: one that has ended has
-    no group any more, and the driver may still list it.
-    """
-    return frozenset(
-        process.pid
-        for reading in inventory.readings.values()
-        for process in reading.processes or ()
-        if process.pid not in engines
-        and (process.pid in before or process.pid in groups or group_of(process.pid) in groups)
-    )

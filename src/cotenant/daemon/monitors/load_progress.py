@@ -9,8 +9,10 @@ from cotenant.clock import Clock
 from cotenant.daemon.core.effects import Running
 from cotenant.daemon.core.fleet_view import FleetView
 from cotenant.domain.decisions import Decision, DecisionKind
+from cotenant.domain.nodes import NodeError
 from cotenant.domain.residencies import ResidencyState
 from cotenant.hardware.model_cache.load_progress import LoadedBytes, loaded_bytes
+from cotenant.nodes.engine import NodeEngine
 
 EVERY_S: Final = 1.0
 _AT_MOST: Final = 0.05
@@ -43,9 +45,10 @@ class LoadWatcher:
                 return
             began = self._clock.now()
             for running, pid, paths in loading:
-                if pid is None:
-                    continue
-                seen = await asyncio.to_thread(_measure, pid, paths)
+                if isinstance(running.engine, NodeEngine):
+                    seen = await _ask(running.engine)
+                else:
+                    seen = None if pid is None else await asyncio.to_thread(_measure, pid, paths)
                 if seen is not None:
                     running.record_progress(seen)
             pause_s = max(self._every_s, (self._clock.now() - began) / _AT_MOST)
@@ -57,6 +60,14 @@ class LoadWatcher:
             pid = running.engine.pid if running.engine is not None else None
             if residency.state is ResidencyState.LOADING and entry is not None:
                 yield running, pid, entry.parts
+
+
+async def _ask(engine: NodeEngine) -> LoadedBytes | None:
+    try:
+        found = await engine.load_progress()
+    except NodeError:
+        return None
+    return None if found.total_bytes is None else LoadedBytes(found.read_bytes, found.total_bytes)
 
 
 def _measure(pid: int, paths: Sequence[Path]) -> LoadedBytes | None:

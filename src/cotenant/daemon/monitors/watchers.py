@@ -9,16 +9,12 @@ from cotenant.clock import Clock
 from cotenant.concurrency.detached_thread import run_in_detached_thread
 from cotenant.daemon.core.fleet_view import FleetView
 from cotenant.daemon.core.loop import Loop
-from cotenant.daemon.monitors.attribution import (
-    NO_USAGE,
-    EngineUsage,
-    sleeping_processes,
-    with_child_processes,
-)
+from cotenant.daemon.monitors.attribution import NO_USAGE, EngineUsage
 from cotenant.daemon.monitors.readings import device_readings
 from cotenant.domain.devices import DeviceId, Inventory
 from cotenant.domain.errors import UnknownDevice
 from cotenant.domain.residencies import ResidencyId
+from cotenant.hardware.process_memory import sleeping_processes, with_child_processes
 from cotenant.interfaces import GpuProbe
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.compute_modes import Admission
@@ -91,6 +87,10 @@ class CardWatcher:
         self._took_s = self._clock.now() - began
         # Dated by its start: memory that is freed during the read may not show.
         self._post(self._selected(inventory), engines, asleep, began)
+
+    def host_of(self, node: str | None) -> Inventory | None:
+        """Return None: this machine's RAM is measured when it is needed."""
+        return None
 
     def republish(self) -> None:
         """Post the last Readings again: what devices admit has changed."""

@@ -1,9 +1,9 @@
 """Detects that a server process of ours hangs: it runs, but answers no longer."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from cotenant.domain.units import format_duration
 from cotenant.engines.process.activity import Activity
@@ -45,6 +45,17 @@ async def until_hung(
             if idle_times >= rules.times or silent_s >= rules.busy_s:
                 return f"it has not answered for {format_duration(silent_s)} and {_seen(now, idle_times)}"
             before = now
+
+
+async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
+    """Return when one of several coroutines has ended; cancel the others."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _idle(before: Activity | None, now: Activity | None, within_s: float) -> bool:

@@ -29,7 +29,7 @@ class HostInputs:
 
     `llama_server` is the operator's program, `cuda_version` the driver's. `secrets` returns values that no
     engine gets of our environment, such as the keys of remote servers. `slots` has the saved slots, None if
-    none are to be saved.
+    none are to be saved. Engines end with the lease that the file `lease` states, if there is one.
     """
 
     logs: LogFolder
@@ -40,3 +40,4 @@ class HostInputs:
     health: HealthRules = field(default_factory=HealthRules)
     secrets: Callable[[], frozenset[str]] = frozenset
     slots: SlotStore | None = None
+    lease: Path | None = None

@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from cotenant.domain.devices import Device
 from cotenant.domain.engine_arguments import refused_argument
@@ -15,7 +15,7 @@ from cotenant.domain.engines import LOG_MARK, Endpoint, EngineBuild, EngineEnd, 
 from cotenant.domain.errors import BadRecipe, EngineError, EngineLoadFailed, EngineLoadTimeout
 from cotenant.domain.exit_causes import Cause, Diagnosis
 from cotenant.domain.units import MIB, format_duration
-from cotenant.engines.base.health import HealthRules, until_hung
+from cotenant.engines.base.health import HealthRules, first_of, until_hung
 from cotenant.engines.base.host_inputs import HostInputs
 from cotenant.engines.diagnosis.diagnosis import diagnose
 from cotenant.engines.diagnosis.remedies import REMEDIES
@@ -80,7 +80,7 @@ class ServerHost:
         port = ReservedPort()
         try:
             plan = (await asyncio.to_thread(plan_for, port.number)).with_key()
-            plan = replace(plan, withheld=self._inputs.secrets())
+            plan = replace(plan, withheld=self._inputs.secrets(), lease=self._inputs.lease)
             process, log = await self._launch(plan, port)
         except BaseException:
             port.close()
@@ -131,17 +131,6 @@ def _header(devices: Sequence[Device]) -> bytes:
         if device.vendor is not None
     )
     return f"{LOG_MARK}in this log {', '.join(named)}\n".encode() if devices else b""
-
-
-async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
-    """Return when one of several coroutines has ended; cancel the others."""
-    tasks = [asyncio.create_task(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class ServerEngine:

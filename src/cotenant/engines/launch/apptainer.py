@@ -35,7 +35,7 @@ class ApptainerLauncher:
             )
         argv, variables = command_line(plan, self._program, self._image)
         env = {**scrubbed(os.environ, plan.withheld), **variables}
-        return await FamilyProcess.start_family(argv, env=env, output_fd=output_fd)
+        return await FamilyProcess.start_family(argv, env=env, output_fd=output_fd, lease=plan.lease)
 
     def command_in_image(self, argv: Sequence[str], name: str) -> list[str]:
         """Return the command line that runs `argv` in the image without devices."""

@@ -95,7 +95,8 @@ class ContainerLauncher:
         create += ["--entrypoint", plan.argv[0], self._image, *plan.argv[1:]]
         pull = f"If {self._image} is not here, run `{self._kind} pull {self._image}`"
         hint = f"{pull}; the output of {self._kind} is in the engine's log."
-        return ContainerJob(plan.name, hint, name, (self._program,), tuple(create), env)
+        lease = None if plan.lease is None else str(plan.lease)
+        return ContainerJob(plan.name, hint, name, (self._program,), tuple(create), env, lease)
 
     def _isolation(self) -> Iterator[str]:
         """Yield the options that isolate it: it has only the rights that an engine needs.

@@ -26,7 +26,8 @@ class ContainerJob:
 
     `{env_file}` in `create` becomes the name of a file with `env`, but for values with a line break, which
     `create` takes from its own environment: no list of processes shows any.
-    `hint` says what to do if the container cannot be created.
+    `hint` says what to do if the container cannot be created. `lease` is the file that says until when it may
+    run, if that is limited (`engines.process.guard`).
     """
 
     model: str
@@ -35,6 +36,7 @@ class ContainerJob:
     engine: tuple[str, ...]
     create: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
+    lease: str | None = None
 
 
 class ContainerProcess(ChildProcess):

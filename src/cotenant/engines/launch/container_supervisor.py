@@ -10,6 +10,7 @@ The engine's output and error messages go to the standard error.
 
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -21,6 +22,7 @@ from typing import Any, Final
 
 _CREATE_TIMEOUT_S: Final = 600.0
 _POLL_S: Final = 0.05
+_LEASE_POLL_S: Final = 0.2
 _INPUT: Final = 0
 _LOG: Final = 2
 
@@ -183,8 +185,17 @@ def _wait_input(timeout_s: float | None, *others: int) -> bool:
     return _INPUT in select.select([_INPUT, *others], [], [], timeout_s)[0]
 
 
-def _supervise(engine: SupervisedContainer, commands: Commands) -> None:
-    """Return once the engine has ended, by itself or by command."""
+def _lease_left_s(path: str | None) -> float:
+    """Return for how long it may run: the file has the end, in nanoseconds of CLOCK_BOOTTIME."""
+    if path is None:
+        return math.inf
+    with open(path, "rb") as file:
+        due_ns = int.from_bytes(file.read(8), "little")
+    return (due_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME)) / 1e9
+
+
+def _supervise(engine: SupervisedContainer, commands: Commands, lease: str | None) -> None:
+    """Return once the engine has ended, by itself, by command, or with its lease."""
     end = os.pidfd_open(engine.process.pid)
     reported = False
     kill_at: float | None = None
@@ -196,6 +207,11 @@ def _supervise(engine: SupervisedContainer, commands: Commands) -> None:
             pause_s = None if reported else _POLL_S
             if kill_at is not None:
                 pause_s = max(0.0, min(kill_at - time.monotonic(), 1.0))
+            if lease is not None and kill_at is None:
+                # Not longer at once: the time in which the machine sleeps counts, but not for `select`.
+                left_s = _lease_left_s(lease)
+                pause_s = max(0.0, min(pause_s or _LEASE_POLL_S, left_s, _LEASE_POLL_S))
+                kill_at = time.monotonic() if left_s <= 0 else None
             if commands.closed:
                 # A closed input is always readable.
                 select.select([end], [], [], pause_s)
@@ -220,7 +236,7 @@ def _main() -> None:
     job = commands.job()
     if job is None or (engine := _start(job, commands)) is None:
         return
-    _supervise(engine, commands)
+    _supervise(engine, commands, job.get("lease"))
     code, oom = engine.end()
     if oom:
         os.write(

@@ -26,7 +26,8 @@ class LaunchPlan:
     folders that it opens, at these paths. It listens on `port` of the loopback address and answers 200 at
     `health_path` once it serves; `shares_port` says that it binds the port with SO_REUSEPORT. It gets `key`
     in the variable `key_variable` and answers nobody without it. Variables of ours with a `withheld` value do
-    not reach it. `launch` says where it runs; with an image, the program is in the image.
+    not reach it. `launch` says where it runs; with an image, the program is in the image. It ends with the
+    lease that the file `lease` states, if there is one (`engines.process.guard`).
     """
 
     name: str
@@ -42,6 +43,7 @@ class LaunchPlan:
     key: str | None = field(default=None, repr=False)
     withheld: frozenset[str] = field(default=frozenset(), repr=False)
     launch: LaunchOptions = ON_HOST
+    lease: Path | None = None
 
     @classmethod
     def of(cls, order: EngineOrder, argv: Iterable[str], port: int, **more: Any) -> Self:
@@ -87,7 +89,7 @@ class HostLauncher:
         argv, env = host_command(plan)
         if plan.ends_with_parent:
             return ChildProcess.start(argv, env=env, output_fd=output_fd)
-        return await FamilyProcess.start_family(argv, env=env, output_fd=output_fd)
+        return await FamilyProcess.start_family(argv, env=env, output_fd=output_fd, lease=plan.lease)
 
 
 def host_command(plan: LaunchPlan) -> tuple[list[str], dict[str, str]]:

@@ -44,8 +44,13 @@ _BACKENDS: Final = {Vendor.NVIDIA: "CUDA", Vendor.AMD: "ROCm"}
 _log = logging.getLogger(__name__)
 
 
-def llama_plan(build: EngineBuild, order: EngineOrder, arguments: LlamaArguments) -> LaunchPlan:
-    """Render `arguments` for one build. Raises EngineMissing if a llama-server does not know one of them."""
+def llama_plan(
+    build: EngineBuild, order: EngineOrder, arguments: LlamaArguments, *, guarded: bool = False
+) -> LaunchPlan:
+    """Render `arguments` for one build; if `guarded`, it is always under a guard.
+
+    Raises EngineMissing if a llama-server does not know one of them.
+    """
     embedded = build.form is EngineForm.EMBEDDED
     devices = visible_devices(order)
     if arguments.draft_path is not None and arguments.n_gpu_layers and len(devices) > 1:
@@ -56,7 +61,8 @@ def llama_plan(build: EngineBuild, order: EngineOrder, arguments: LlamaArguments
             hint="Give a llama-server: `llama_server:` or --llama-server.",
         )
     if embedded:
-        worker = ("-P", "-m", "cotenant.engines.llama_cpp.worker", str(os.getpid()))
+        parent = 0 if guarded else os.getpid()
+        worker = ("-P", "-m", "cotenant.engines.llama_cpp.worker", str(parent))
         words = [*worker, json.dumps(asdict(arguments))]
     else:
         flags = server_flags(build) if order.launch.image is None else image_build(order.launch)[1]
@@ -65,7 +71,7 @@ def llama_plan(build: EngineBuild, order: EngineOrder, arguments: LlamaArguments
         order,
         (build.program, *words),
         arguments.port,
-        ends_with_parent=embedded,
+        ends_with_parent=embedded and not guarded,
         shares_port=embedded or "--reuse-port" in words,
         key_variable="LLAMA_API_KEY",
     )
@@ -116,8 +122,9 @@ class LlamaHost(ServerHost):
         slots = self._slots(order, build)
         if slots is not None:
             arguments = replace(arguments, slot_folder=str(slots.store.folder_of(slots.key)))
+        guarded = self._inputs.lease is not None
         started = await self._start(
-            order, lambda port: llama_plan(build, order, replace(arguments, port=port))
+            order, lambda port: llama_plan(build, order, replace(arguments, port=port), guarded=guarded)
         )
         never_repack = partial(self._never_repack.add, build.program) if arguments.repack else None
         saves = build.form is EngineForm.EMBEDDED or SLOT_FOLDER in started.plan.argv

@@ -34,7 +34,9 @@ class _Unusable(Exception):
 
 def main(argv: Sequence[str]) -> NoReturn:
     """Load, serve until killed, and never return."""
-    die_with_parent(int(argv[1]))
+    parent = int(argv[1])
+    if parent:  # else a guard sees to it
+        die_with_parent(parent)
     # ^C in a terminal is for the daemon, which drains first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

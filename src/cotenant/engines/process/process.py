@@ -140,13 +140,19 @@ class FamilyProcess(ChildProcess):
         self._mark = mark
 
     @classmethod
-    async def start_family(cls, argv: Sequence[str], *, env: Mapping[str, str], output_fd: int) -> Self:
-        """Start a program; return once its process id is known, before it runs. Raises OSError."""
+    async def start_family(
+        cls, argv: Sequence[str], *, env: Mapping[str, str], output_fd: int, lease: Path | None = None
+    ) -> Self:
+        """Start a program; return once its process id is known, before it runs. Raises OSError.
+
+        It ends with the lease that the file `lease` states, if there is one (`guard`).
+        """
         mark = new_mark()
+        leased = () if lease is None else (guard.LEASE, str(lease))
         reading, writing = os.pipe()
         try:
             popen = subprocess.Popen(  # noqa: ASYNC220  exec takes 1 to 2 ms
-                guarded([guard.FAMILY, str(writing), *argv]),
+                guarded([guard.FAMILY, str(writing), *leased, *argv]),
                 stdin=subprocess.DEVNULL,
                 stdout=output_fd,
                 stderr=output_fd,

@@ -13,8 +13,9 @@ from typing import Final
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import EngineBuild, EngineEnd
 from cotenant.domain.errors import BadRecipe
+from cotenant.engines.base.health import first_of
 from cotenant.engines.base.host_inputs import HostInputs
-from cotenant.engines.base.server import ServerEngine, ServerHost, Started, first_of
+from cotenant.engines.base.server import ServerEngine, ServerHost, Started
 from cotenant.engines.launch.plan import LaunchPlan
 from cotenant.engines.vllm.arguments import MIDDLEWARE, sleep_level, vllm_argv, vllm_environment
 from cotenant.engines.vllm.release import check_release, installed_release

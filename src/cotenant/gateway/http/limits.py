@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from cotenant.asgi import Header, Receive
+from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import HeadersTooLarge, QueueFull, RequestTooLarge
 from cotenant.domain.units import GIB, KIB, MIB, format_bytes
 
@@ -108,7 +109,7 @@ class Timing:
 
     What the configuration has clients told of their wait begins after `progress_after_s`: what is refused
     before has a status of its own. `notice_s` is how long the gateway waits for the daemon to notice that an
-    engine is dead.
+    engine is dead, `node_notice_s` one on another machine, which may have to be missed first.
     """
 
     comment_s: float = 5.0
@@ -116,6 +117,11 @@ class Timing:
     heartbeat_s: float = 15.0
     log_poll_s: float = 0.25
     notice_s: float = 1.0
+    node_notice_s: float = 4.0
+
+    def notice(self, endpoint: Endpoint) -> float:
+        """Return how long to wait for the news of an engine's death."""
+        return self.notice_s if endpoint.gate is None else self.node_notice_s
 
 
 async def whole_body(receive: Receive, limits: Limits) -> bytes | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cotenant.asgi import JSON_TYPE, Header, Send, encode_json, send_body
-from cotenant.domain import errors
+from cotenant.domain import errors, nodes
 from cotenant.domain.errors import CotenantError
 from cotenant.gateway.http.redaction import for_clients
 
@@ -87,6 +87,11 @@ HTTP_PROBLEMS: Final[dict[type[CotenantError], HttpProblem]] = {
     errors.ContainerEngineMissing: HttpProblem(503, hopeless=True),
     errors.GeneratedFileEdited: HttpProblem(409, _INVALID, hopeless=True),
     errors.GeneratedFileFailed: _OPERATOR_ERROR,
+    nodes.NodeUnreachable: HttpProblem(503, retry_after_s=2),
+    nodes.BadNodeMessage: HttpProblem(502),
+    nodes.WrongProtocol: HttpProblem(503, hopeless=True),
+    nodes.StaleEpoch: HttpProblem(503, hopeless=True),
+    nodes.LeaseOver: HttpProblem(503, retry_after_s=2),
     errors.EngineMissing: HttpProblem(503, hopeless=True),
     errors.EngineLacksDevice: HttpProblem(503, hopeless=True),
     errors.EngineLoadFailed: HttpProblem(503, retry_after_s=10),

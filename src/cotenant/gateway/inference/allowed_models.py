@@ -4,8 +4,8 @@ from collections.abc import Collection, Sequence
 
 from cotenant.domain.decisions import WaitEstimate
 from cotenant.domain.errors import UnknownModel
-from cotenant.domain.requests import RequestRules, ServedModel
-from cotenant.interfaces import DEFAULT_TERMS, Lease, LeaseTerms, Router
+from cotenant.domain.requests import DEFAULT_TERMS, LeaseTerms, RequestRules, ServedModel
+from cotenant.interfaces import Lease, Router
 
 
 class AllowedModels:

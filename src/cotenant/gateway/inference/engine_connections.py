@@ -96,11 +96,8 @@ class Pool:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self.connect_timeout_s):
-                _, connection = await loop.create_connection(
-                    lambda: EngineConnection(self, endpoint, loop),
-                    endpoint.host,
-                    endpoint.port,
-                    ssl=client_context() if endpoint.tls else None,
+                connection = await EngineConnection.open(
+                    endpoint, lambda: EngineConnection(self, endpoint, loop)
                 )
             try:
                 verify_listener(endpoint)
@@ -144,11 +141,13 @@ class Pool:
 async def open_stream(
     endpoint: Endpoint, within_s: float
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Open a connection for what is not HTTP. Raises UpstreamFailed."""
-    context = client_context() if endpoint.tls else None
+    """Open a connection for what is not HTTP, past the endpoint's gate. Raises UpstreamFailed."""
+    context = client_context(endpoint.ca) if endpoint.tls else None
     try:
         async with asyncio.timeout(within_s):
             reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=context)
+        if endpoint.gate is not None:
+            writer.write(f"{endpoint.gate}\n".encode("ascii"))
         try:
             verify_listener(endpoint)
         except PortTaken:

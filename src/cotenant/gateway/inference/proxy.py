@@ -213,7 +213,7 @@ class Exchange:
         up after it, and accepts connections until then, maybe: the retry must not be wasted on it.
         """
         lost = self._connection is None or self._connection.lost
-        death = await lease.death(self._proxy.timing.notice_s) if lost else None
+        death = await lease.death(self._proxy.timing.notice(lease.endpoint)) if lost else None
         repeated = lost and not (
             self._answered or self._failed or isinstance(death, EngineHung | ModelUnloaded)
         )

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from cotenant.domain.requests import DEFAULT_TERMS, LeaseTerms
 from cotenant.domain.units import MIB
-from cotenant.interfaces import DEFAULT_TERMS, LeaseTerms
 
 _log = logging.getLogger("cotenant.gateway")
 

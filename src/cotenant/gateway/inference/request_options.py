@@ -19,8 +19,8 @@ from typing import Any, Final
 from cotenant.asgi import Header
 from cotenant.domain.errors import BadQuantity, BadRequest
 from cotenant.domain.keys import ApiKey, KeyScope
+from cotenant.domain.requests import DEFAULT_TERMS, LeaseTerms
 from cotenant.domain.units import parse_duration
-from cotenant.interfaces import DEFAULT_TERMS, LeaseTerms
 
 _KEEP_ALIVE: Final = b"x-cotenant-keep-alive"
 _PRIORITY: Final = b"x-cotenant-priority"

@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from cotenant.domain.requests import LeaseTerms
 from cotenant.gateway.inference.progress import ProgressReport
 from cotenant.gateway.telemetry.counters import ModelCounters
-from cotenant.interfaces import Lease, LeaseTerms, Router
+from cotenant.interfaces import Lease, Router
 
 Send = Callable[[bytes], Awaitable[None]]
 

@@ -68,7 +68,7 @@ class LogReader:
         if self._tail_lines is None:
             return self._file.read(_READ_BYTES)
         lines, self._tail_lines = self._tail_lines, None
-        return _tail(self._file, lines)
+        return tail_of(self._file, lines)
 
     def _is_at(self, path: Path) -> bool:
         assert self._file is not None  # noqa: S101  only asked of an open file
@@ -78,7 +78,7 @@ class LogReader:
             return True
 
 
-def _tail(file: BinaryIO, lines: int) -> bytes:
+def tail_of(file: BinaryIO, lines: int) -> bytes:
     """Return the last lines, after a first line that is ours, and move to the end.
 
     A line that the byte limit cuts is left out.

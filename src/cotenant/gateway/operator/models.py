@@ -24,6 +24,7 @@ from cotenant.gateway.http.model_list import admin_model, find_model, resolve, r
 from cotenant.gateway.http.problems import BROKEN_CONFIGURATION, send_problem
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import BODY_ERRORS, Body, Parameter, Reply, Route, integer
+from cotenant.gateway.operator import remote_logs
 from cotenant.gateway.operator.engine_logs import MAX_LINES, LogReader
 from cotenant.gateway.operator.schema import (
     DevicesResponse,
@@ -35,7 +36,7 @@ from cotenant.gateway.operator.schema import (
 )
 from cotenant.gateway.services.examples import GPUS
 from cotenant.gateway.services.schema import Gpus, gpus_response
-from cotenant.interfaces import Lessor, Operator, Router
+from cotenant.interfaces import Lessor, Operator, RemoteLog, Router
 
 _log = logging.getLogger("cotenant.gateway")
 
@@ -114,6 +115,9 @@ class ModelRoutes:
         name = resolve_copy(request.name, self._router)
         tail = request.integer("tail", _LINES, MAX_LINES)
         follow = request.switch("follow", False)
+        if self._operator.remote_log(name) is not None:
+            await self._remote_logs(request, name, tail, follow=follow)
+            return
         path = self._operator.log_path(name)
         if path is None:
             failure = next(
@@ -134,6 +138,20 @@ class ModelRoutes:
         finally:
             reader.close()
         await send_body(request.send, 200, text, TEXT_TYPE)
+
+    async def _remote_logs(self, request: ApiRequest, name: str, tail: int, *, follow: bool) -> None:
+        def find() -> RemoteLog | None:
+            try:
+                return self._operator.remote_log(name)
+            except UnknownModel:  # the model was removed while its log is followed
+                return None
+
+        if follow and request.method == "GET":
+            pieces = remote_logs.follow(find, tail, self._timing.log_poll_s)
+            await send_stream(request.receive, request.send, [TEXT_TYPE], pieces, request.ended)
+        elif (log := find()) is not None:
+            text, _ = await remote_logs.last_lines(log, tail)
+            await send_body(request.send, 200, text, TEXT_TYPE)
 
     @Route(
         f"POST {MODEL}/load",

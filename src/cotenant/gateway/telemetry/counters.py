@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from cotenant.domain.decisions import Decision
-from cotenant.domain.histograms import Histogram
+from cotenant.domain.decisions import Decision, Histogram
 from cotenant.interfaces import Router
 
 TAIL_BYTES: Final = 2048

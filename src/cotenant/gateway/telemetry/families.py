@@ -5,7 +5,7 @@ from typing import Final
 
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 
-from cotenant.domain.histograms import Histogram
+from cotenant.domain.decisions import Histogram
 
 OF_MODEL: Final = ("model", "runtime")
 FLEET: Final = ("model", "runtime", "engine")

@@ -19,9 +19,15 @@ from prometheus_client.registry import Collector
 
 from cotenant.domain.advisors import AdvisorStatus, QuestionOutcome
 from cotenant.domain.alerts import Alert, AlertKind
-from cotenant.domain.decisions import DeviceStatus, LeaseStatus, ModelStatus, SlotStatus, WarmStatus
+from cotenant.domain.decisions import (
+    DeviceStatus,
+    Histogram,
+    LeaseStatus,
+    ModelStatus,
+    SlotStatus,
+    WarmStatus,
+)
 from cotenant.domain.fragmentation import Fragmentation
-from cotenant.domain.histograms import Histogram
 from cotenant.domain.units import MIB
 from cotenant.gateway.telemetry.counters import RequestCounters
 from cotenant.gateway.telemetry.families import (

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from cotenant.asgi import Header
 from cotenant.domain.errors import CotenantError, EngineDied, ModelUnloaded, ShuttingDown, UpstreamFailed
+from cotenant.domain.requests import LeaseTerms
 from cotenant.domain.units import printable
 from cotenant.gateway.http.problems import http_problem
 from cotenant.gateway.http.tunnel import Tunnel
@@ -20,7 +21,7 @@ from cotenant.gateway.inference.request_options import read_request_options
 from cotenant.gateway.inference.shared import Proxy
 from cotenant.gateway.inference.waiting import LeaseWait
 from cotenant.gateway.websocket.frames import Frames, close_frame
-from cotenant.interfaces import Lease, LeaseTerms
+from cotenant.interfaces import Lease
 
 _SWITCHING: Final = 101
 _GOING_AWAY, _NOT_ALLOWED, _BROKEN = 1001, 1008, 1011

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cotenant.config.configuration import ModelEntry
-from cotenant.daemon.sharing.mps import MpsRules, Sharing
+from cotenant.daemon.core.fleet import wanting
 from cotenant.domain.devices import (
     HOST_ID,
     ComputeMode,
@@ -21,12 +21,12 @@ from cotenant.domain.devices import (
 )
 from cotenant.domain.models import Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Share
-from cotenant.domain.residencies import ResidencyId
 from cotenant.domain.units import GIB
 from cotenant.domain.vendors import InventorySource, Vendor
 from cotenant.hardware.mps.control import MpsControl
 from cotenant.hardware.mps.directories import MpsDirectories
 from cotenant.hardware.mps.discovery import FoundDaemon
+from cotenant.sharing.mps import MpsRules, Sharing
 from tests.support.models.shapes import dense
 
 EXCLUSIVE, DEFAULT = ComputeMode.EXCLUSIVE_PROCESS, ComputeMode.DEFAULT
@@ -67,11 +67,11 @@ class Bench:
         self.changes += 1
 
     def admits(self, *cards: tuple[Device, ComputeMode | None], **facts) -> list[int | None]:
-        found = self.sharing.admissions(machine(*cards, **facts), (), self.models)
+        found = self.sharing.admissions(machine(*cards, **facts), (), wanting(self.models))
         return [found[device.id].max_engines for device, _ in cards]
 
     def groups(self, *cards: tuple[Device, ComputeMode | None]) -> list[str | None]:
-        found = self.sharing.admissions(machine(*cards), (), self.models)
+        found = self.sharing.admissions(machine(*cards), (), wanting(self.models))
         return [found[device.id].group for device, _ in cards]
 
 
@@ -102,8 +102,11 @@ def test_a_card_that_a_stranger_holds_is_kept_out_of_the_others_daemon() -> None
         (*free.devices, *stranger.devices),
         {**free.readings, **stranger.readings},
     )
-    assert [each.group for each in bench.sharing.admissions(both, (), TWO).values()] == ["mps", None]
-    assert [each.group for each in bench.sharing.admissions(both, [9], TWO).values()] == ["mps", "mps"]
+    assert [each.group for each in bench.sharing.admissions(both, (), wanting(TWO)).values()] == ["mps", None]
+    assert [each.group for each in bench.sharing.admissions(both, [9], wanting(TWO)).values()] == [
+        "mps",
+        "mps",
+    ]
 
 
 def test_required_shares_every_card_but_amd_s_and_host_ram() -> None:
@@ -148,7 +151,7 @@ def placement(*devices: Device) -> Placement:
 async def test_an_engine_is_kept_away_from_a_daemon_that_numbers_cards_anew() -> None:
     bench = Bench(found=(found("2", problem="it numbers anew"),), program=None)
     bench.admits((card(0), EXCLUSIVE))
-    told = await bench.sharing.environment(ResidencyId(1), entry("a"), placement(card(0)), print)
+    told = await bench.sharing.environment(1, "a", entry("a").mps_terms, placement(card(0)), print)
     assert told == {"CUDA_MPS_PIPE_DIRECTORY": "/x/mps/none"}
 
 
@@ -156,11 +159,11 @@ async def test_a_card_with_an_engine_started_alone_is_shared_once_that_has_gone(
     models = [entry("a")]
     bench = Bench(models)
     assert bench.admits((card(0), EXCLUSIVE)) == [1]
-    assert await bench.sharing.environment(ResidencyId(1), models[0], placement(card(0)), print) == {}
+    assert await bench.sharing.environment(1, "a", models[0].mps_terms, placement(card(0)), print) == {}
     models.append(entry("b"))
-    admission = bench.sharing.admissions(machine((card(0), EXCLUSIVE)))[card(0).id]
+    admission = bench.sharing.admissions(machine((card(0), EXCLUSIVE)), (), wanting(models))[card(0).id]
     assert "was started without MPS: unload that engine" in admission.why
-    bench.sharing.ended(ResidencyId(1))
+    bench.sharing.ended(1)
     assert bench.changes == 1
     assert bench.admits((card(0), EXCLUSIVE)) == [48]
 
@@ -170,11 +173,11 @@ async def test_a_daemon_is_never_started_for_a_card_with_an_engine_without_it() 
     bench = Bench(models)
     cards = [(card(0), EXCLUSIVE), (card(1), EXCLUSIVE)]
     bench.groups(*cards)
-    await bench.sharing.environment(ResidencyId(1), models[0], placement(card(0)), print)
+    await bench.sharing.environment(1, "a", models[0].mps_terms, placement(card(0)), print)
     models.append(entry("b"))
     assert bench.groups(*cards) == [None, "mps"]
-    bench.sharing._groups["mps"].users[ResidencyId(2)] = print
-    bench.sharing.ended(ResidencyId(1))
+    bench.sharing._groups["mps"].users[2] = print
+    bench.sharing.ended(1)
     assert bench.groups(*cards) == ["mps-2", "mps"]
 
 
@@ -182,14 +185,14 @@ async def test_a_daemon_is_never_started_for_a_card_with_an_engine_without_it() 
 async def test_a_model_in_host_ram_is_told_nothing(mode: MpsMode) -> None:
     bench = Bench(mode=mode)
     host = placement(Device(HOST_ID, DeviceKind.HOST, "host RAM"))
-    assert await bench.sharing.environment(ResidencyId(1), entry("a"), host, print) == {}
+    assert await bench.sharing.environment(1, "a", entry("a").mps_terms, host, print) == {}
 
 
 def test_a_card_for_one_engine_that_several_models_may_use_is_warned_of() -> None:
     def warned(models: tuple[ModelEntry, ...] = TWO, **facts: object) -> list[str]:
         bench, found = Bench(models, **facts), machine((card(0), EXCLUSIVE), (card(1), DEFAULT))
-        bench.sharing.admissions(found, (), models)
-        return [text.partition(" is for")[0] for text in bench.sharing.warnings(found, (), models)]
+        bench.sharing.admissions(found, (), wanting(models))
+        return [text.partition(" is for")[0] for text in bench.sharing.warnings(found, (), wanting(models))]
 
     assert warned() == []
     assert warned(mode=MpsMode.OFF) == ["GPU 0 card"] == warned(program=None)

@@ -4,18 +4,24 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
 from cotenant.concurrency.background_tasks import BackgroundTasks
-from cotenant.config.configuration import Configuration, ModelEntry
-from cotenant.daemon.core.fleet import may_use
-from cotenant.domain.devices import ComputeMode, Device, DeviceId, DeviceKind, Inventory, MpsGroup, MpsMode
+from cotenant.domain.devices import (
+    ComputeMode,
+    Device,
+    DeviceId,
+    DeviceKind,
+    Inventory,
+    MpsGroup,
+    MpsMode,
+    MpsTerms,
+)
 from cotenant.domain.errors import MpsError, MpsFailed
 from cotenant.domain.placements import Placement
-from cotenant.domain.residencies import ResidencyId
 from cotenant.domain.units import format_count, format_duration
 from cotenant.domain.vendors import Vendor
 from cotenant.engines.process.process import ChildProcess, guarded
@@ -39,6 +45,9 @@ _FAILED_FOR_S: Final = 60.0
 _BROKEN_GONE_WITHIN_S: Final = 30.0
 _ALL: Final = "mps"
 
+Wanting = Callable[[Device], int]
+"""Returns how many models may use a device."""
+
 
 @dataclass(frozen=True, slots=True)
 class MpsRules:
@@ -55,18 +64,24 @@ class MpsRules:
     found: tuple[FoundDaemon, ...] = ()
 
     @classmethod
-    def of(
-        cls, configuration: Configuration, state_dir: Path, environ: Mapping[str, str] | None = None
+    def of_machine(
+        cls,
+        mode: MpsMode,
+        group: MpsGroup,
+        max_loaded: int | None,
+        state_dir: Path,
+        environ: Mapping[str, str] | None = None,
     ) -> Self:
-        """Collect the rules. Raises MpsMissing if MPS is required and there is no control program."""
+        """Complete the operator's rules with what this machine has; that asks MPS daemons, and takes a while.
+
+        Raises MpsMissing if MPS is required and there is no control program.
+        """
         variables = os.environ if environ is None else environ
-        devices = configuration.devices
-        program = None if devices.mps is MpsMode.OFF else find_program(variables)
-        if program is None and devices.mps is MpsMode.REQUIRED:
+        program = None if mode is MpsMode.OFF else find_program(variables)
+        if program is None and mode is MpsMode.REQUIRED:
             raise no_program(variables)
-        max_loaded = configuration.scheduling.max_loaded
         found = () if program is None else tuple(find_daemons(program, state_dir, variables))
-        return cls(devices.mps, devices.mps_group, program, state_dir, max_loaded, found)
+        return cls(mode, group, program, state_dir, max_loaded, found)
 
 
 @dataclass(slots=True, eq=False)
@@ -80,8 +95,8 @@ class _Group:
     cards: dict[DeviceId, Device]
     found: FoundDaemon | None = None
     daemon: MpsDaemon | None = None
-    users: dict[ResidencyId, Callable[[str], None]] = field(default_factory=dict)
-    broken: set[ResidencyId] = field(default_factory=set)
+    users: dict[Hashable, Callable[[str], None]] = field(default_factory=dict)
+    broken: set[Hashable] = field(default_factory=set)
     cleared: asyncio.Event = field(default_factory=asyncio.Event)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     watcher: asyncio.Task[None] | None = None
@@ -108,44 +123,39 @@ class Sharing:
         self._groups: dict[str, _Group] = {}
         self._adopted = {f"found-{number}": each for number, each in enumerate(found) if not each.problem}
         self._misnumbering = next((each for each in found if each.problem), None)
-        self._alone: dict[ResidencyId, frozenset[DeviceId]] = {}
+        self._alone: dict[Hashable, frozenset[DeviceId]] = {}
         self._stops = BackgroundTasks()
         for each in found:
             if each.problem:
                 _LOG.warning("the MPS daemon at %s is not used: %s", each.directories.pipe, each.problem)
 
     def admissions(
-        self, inventory: Inventory, ours: Collection[int] = (), models: Sequence[ModelEntry] = ()
+        self, inventory: Inventory, ours: Collection[int], wanting: Wanting
     ) -> dict[DeviceId, Admission]:
-        """Return how many engines each device admits now.
-
-        `ours` are processes of our engines, `models` those that are served.
-        """
+        """Return how many engines each device admits now; `ours` are processes of our engines."""
         if self._rules.mode is not MpsMode.OFF:
-            self._regroup(inventory, ours, models)
+            self._regroup(inventory, ours, wanting)
         return {device.id: self._admission(inventory, device) for device in inventory.devices}
 
-    def warnings(
-        self, inventory: Inventory, ours: Collection[int], models: Sequence[ModelEntry]
-    ) -> tuple[str, ...]:
+    def warnings(self, inventory: Inventory, ours: Collection[int], wanting: Wanting) -> tuple[str, ...]:
         """Return a sentence for each card that admits one engine at a time though several models may use it.
 
         The arguments are those of the last call of `admissions`.
         """
         found = []
         for device in inventory.devices:
-            reading, wanting = inventory.reading(device), _wanting(device, models)
+            reading, count = inventory.reading(device), wanting(device)
             others = tuple(process for process in reading.processes or () if process.pid not in ours)
             admission = self._admission(inventory, device)
-            wanted = wanting > 1 and self._rules.max_loaded != 1 and admission.max_engines == 1
+            wanted = count > 1 and self._rules.max_loaded != 1 and admission.max_engines == 1
             if wanted and left_out_by_mode(device, reading, others) is None:
-                found.append(f"{device.label} is for {wanting} models, one at a time: {admission.why}")
+                found.append(f"{device.label} is for {count} models, one at a time: {admission.why}")
         return tuple(found)
 
     async def environment(
-        self, residency: ResidencyId, entry: ModelEntry, placement: Placement, fail: Callable[[str], None]
+        self, engine: Hashable, name: str, terms: MpsTerms, placement: Placement, fail: Callable[[str], None]
     ) -> dict[str, str]:
-        """Start the daemon that an engine needs, and return the environment for the engine. Raises MpsError.
+        """Start the daemon that an engine of a model needs, and return its environment. Raises MpsError.
 
         `fail` is called with the reason if that daemon dies. Every call is followed by one of `ended`.
         """
@@ -153,31 +163,31 @@ class Sharing:
         devices = frozenset(share.device.id for share in shares)
         key = self._group_key(devices)
         if key is None:
-            self._alone[residency] = devices
+            self._alone[engine] = devices
             if self._misnumbering is None or self._rules.mode is MpsMode.OFF:
                 return {}
             # Kept away from a daemon that would renumber its cards.
             return {PIPE_VARIABLE: str(self._rules.state_dir / "mps" / "none")}
         group = self._groups[key]
-        group.users[residency] = fail
+        group.users[engine] = fail
         try:
             directories = await self._ensure_running(group)
         except MpsError as error:
             self._fall_back(group, error)
             raise
         # An engine that lays itself out fits itself to the card.
-        margin = None if placement.by_engine else entry.mps_margin_bytes
+        margin = None if placement.by_engine else terms.margin_bytes
         ceilings = [] if margin is None else [share.parts.total + margin for share in shares]
-        return directories.client_variables(entry.name, ceilings, entry.mps_threads_percent)
+        return directories.client_variables(name, ceilings, terms.threads_percent)
 
-    def ended(self, residency: ResidencyId) -> None:
+    def ended(self, engine: Hashable) -> None:
         """Record that an engine has ended; a daemon without engines is stopped soon after."""
-        if self._alone.pop(residency, None) and self._rules.mode is not MpsMode.OFF:
+        if self._alone.pop(engine, None) and self._rules.mode is not MpsMode.OFF:
             self._notify()
         for group in self._groups.values():
-            group.users.pop(residency, None)
-            if residency in group.broken:
-                group.broken.discard(residency)
+            group.users.pop(engine, None)
+            if engine in group.broken:
+                group.broken.discard(engine)
                 if not group.broken:
                     group.cleared.set()
             if not group.users and group.daemon is not None and group.idle is None:
@@ -224,12 +234,12 @@ class Sharing:
         """Return the devices whose engine runs without MPS: an exclusive one is closed to MPS servers."""
         return {device for devices in self._alone.values() for device in devices}
 
-    def _regroup(self, inventory: Inventory, ours: Collection[int], models: Sequence[ModelEntry]) -> None:
+    def _regroup(self, inventory: Inventory, ours: Collection[int], wanting: Wanting) -> None:
         """Put the cards to share into groups; groups whose daemon is in use do not change."""
         self._groups = {key: group for key, group in self._groups.items() if group.is_settled}
         settled = {card for group in self._groups.values() for card in group.cards}
         for device in inventory.devices:
-            if device.id in settled or not self._should_share(inventory, device, ours, models):
+            if device.id in settled or not self._should_share(inventory, device, ours, wanting):
                 continue
             adopted = next((key for key, each in self._adopted.items() if each.serves(device)), None)
             if adopted is None and self._rules.program is None:
@@ -245,7 +255,7 @@ class Sharing:
         return next(key for key in keys if key not in self._groups or not self._groups[key].is_settled)
 
     def _should_share(
-        self, inventory: Inventory, device: Device, ours: Collection[int], models: Sequence[ModelEntry]
+        self, inventory: Inventory, device: Device, ours: Collection[int], wanting: Wanting
     ) -> bool:
         reading = inventory.reading(device)
         usable = device.vendor is Vendor.NVIDIA and reading.compute_mode is not ComputeMode.PROHIBITED
@@ -261,7 +271,7 @@ class Sharing:
             return True
         if not exclusive or served:
             return exclusive
-        return self._rules.max_loaded != 1 and _wanting(device, models) > 1
+        return self._rules.max_loaded != 1 and wanting(device) > 1
 
     async def _ensure_running(self, group: _Group) -> MpsDirectories:
         async with group.lock:
@@ -347,10 +357,6 @@ class Sharing:
             group.daemon, group.watcher = None, None
             if not daemon.adopted:
                 _LOG.info("stopped the MPS daemon, process %s: no engine uses it", daemon.pid)
-
-
-def _wanting(device: Device, models: Sequence[ModelEntry]) -> int:
-    return sum(each.recipe.n_gpu_layers != 0 and may_use(each.gpus, device) for each in models)
 
 
 def _spawn(argv: Sequence[str], env: Mapping[str, str], output_fd: int) -> ChildProcess:

@@ -1,0 +1,106 @@
+"""Sees to it that a machine has the files of a model before its engine starts there."""
+
+import asyncio
+import hashlib
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from cotenant.config.values.nodes import NodePull
+from cotenant.daemon.nodes.file_server import FileServer
+from cotenant.domain.errors import ModelFileMissing
+from cotenant.domain.hub import hub_name
+from cotenant.hub.client import HubClient
+from cotenant.interfaces import EngineOrder
+from cotenant.nodes.engine_host import NodeEngineHost
+from cotenant.nodes.file_messages import FileState
+
+_LIST_WITHIN_S: Final = 30.0
+_SPLIT: Final = re.compile(r"-00001-of-(\d{5})(?=\.gguf$)")
+
+_LOG = logging.getLogger(__name__)
+
+
+class NodeFiles:
+    """Has machines fetch the files that they lack, from where `nodes.pull` says."""
+
+    def __init__(self, pull: NodePull) -> None:
+        self._pull = pull
+        self._server = FileServer()
+        self._hashes: dict[tuple[Path, int, int], str] = {}
+
+    async def ensure(self, host: NodeEngineHost, order: EngineOrder) -> None:
+        """Return once a machine has all files of a model; that is part of its load.
+
+        Raises ModelFileMissing if nobody may fetch one, HubError if that fails.
+        """
+        for found in await host.files([*files_of(order)]):
+            if found.state is not FileState.ABSENT:
+                continue
+            if self._pull is NodePull.NEVER:
+                raise ModelFileMissing(
+                    f"{order.name} cannot be loaded: {host.node} has no file {found.path}",
+                    hint="Copy it there, share its folder, or set `nodes.pull`.",
+                )
+            _LOG.info("%s fetches %s (nodes.pull: %s)", host.node, found.path, self._pull)
+            if self._pull is NodePull.HUB:
+                await self._from_hub(host, found.path)
+            else:
+                await self._from_here(host, found.path)
+
+    def close(self) -> None:
+        """Serve no file any more."""
+        self._server.close()
+
+    async def _from_hub(self, host: NodeEngineHost, path: Path) -> None:
+        name = hub_name(path.parent.name, path.name)
+        if name is None:
+            raise ModelFileMissing(
+                f"{host.node} has no file {path}, which was not pulled from a hub",
+                hint="Copy it there, or set `nodes.pull: daemon`.",
+            )
+        client = HubClient()
+        revision, listed = await asyncio.to_thread(client.files, name.repository, _LIST_WITHIN_S)
+        found = next((file for file in listed if file.name == path.name), None)
+        if found is None or found.sha256 is None or found.size_bytes is None:
+            raise ModelFileMissing(
+                f"{host.node} has no file {path}, and {name} has none of this name with a checksum",
+                hint="Copy it there, or set `nodes.pull: daemon`.",
+            )
+        url, headers = client.address(name.repository, revision, found.path)
+        await host.pull(path, url, found.sha256, found.size_bytes, headers)
+
+    async def _from_here(self, host: NodeEngineHost, path: Path) -> None:
+        try:
+            stat = await asyncio.to_thread(path.stat)
+            key = (path, stat.st_size, stat.st_mtime_ns)
+            if key not in self._hashes:
+                self._hashes[key] = await asyncio.to_thread(_sha256, path)
+        except OSError as error:
+            raise ModelFileMissing(
+                f"neither {host.node} nor the daemon's machine has the file {path}: {error.strerror}",
+                hint="Correct its path, or set `nodes.pull: hub`.",
+            ) from error
+        gate = None if host.gate is None else (host.gate.address, host.gate.port)
+        with self._server.offering(path, gate) as (url, headers):
+            await host.pull(path, url, self._hashes[key], stat.st_size, headers)
+
+
+def files_of(order: EngineOrder) -> Iterator[Path]:
+    """Yield all files that an engine reads; of a split model all parts."""
+    for path in (order.model_path, order.projector_path, *map(Path, order.companions.files())):
+        if path is None or not path.is_absolute():
+            continue
+        split = _SPLIT.search(path.name)
+        if split is None:
+            yield path
+            continue
+        for number in range(1, int(split[1]) + 1):
+            yield path.with_name(_SPLIT.sub(f"-{number:05}-of-{split[1]}", path.name))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,188 @@
+"""The parts of a daemon that uses other machines, connected with each other."""
+
+import importlib.util
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from cotenant.clock import Clock
+from cotenant.concurrency.background_tasks import BackgroundTasks
+from cotenant.config.values.nodes import NodesSettings
+from cotenant.daemon.core.active_configuration import ActiveConfiguration
+from cotenant.daemon.core.loop import Loop
+from cotenant.daemon.nodes.card_sharing import NodeSharing
+from cotenant.daemon.nodes.cards import NodeCards
+from cotenant.daemon.nodes.files import NodeFiles
+from cotenant.daemon.nodes.hosts import NodeHosts
+from cotenant.daemon.nodes.machines import Machines
+from cotenant.domain.errors import BadSetting, StoreError
+from cotenant.gateway.http.limits import Timing
+from cotenant.interfaces import EngineHost
+from cotenant.nodes.broker_process import BrokerTransport
+from cotenant.nodes.engine_host import NodeEngineHost
+from cotenant.nodes.fleet import FleetSettings, NodeFleet
+from cotenant.nodes.liveness import LivenessRules
+from cotenant.planning.budgets import BudgetRules
+from cotenant.store.store import Store
+
+_LOG = logging.getLogger(__name__)
+_NOTICED_S: Final = 1.0
+_KEY: Final = "nodes"
+_FIRST_S: Final = 15.0
+"""How long machines have to answer before requests are: an agent that is started takes seconds."""
+
+
+def check_ray_is_there() -> None:
+    """Raise BadSetting if the extra is not installed. Ray itself is not imported."""
+    if importlib.util.find_spec("ray") is None:
+        raise BadSetting(
+            "`nodes:` is set, and Ray, which starts the agents on other machines, is not installed",
+            hint="Install it on all machines: pip install 'cotenant[ray]'.",
+        )
+
+
+class NodeParts:
+    """The machines of a fleet, their cards and engines. `local` starts what needs no device of any."""
+
+    def __init__(
+        self,
+        settings: NodesSettings,
+        store: Store,
+        clock: Clock,
+        local: EngineHost,
+        secrets: Callable[[], frozenset[str]],
+    ) -> None:
+        self._settings = settings
+        self._store = store.services
+        self._clock = clock
+        self._secrets = secrets
+        self._known: set[str] = set()
+        self._tasks = BackgroundTasks()
+        self._superseded = False
+        self._epoch = 0
+        self._fleet: NodeFleet | None = None
+        self._files = NodeFiles(settings.pull)
+        self.hosts = NodeHosts(local, self._make_host, self._files.ensure)
+
+    def connect(
+        self,
+        loop: Loop,
+        use: Sequence[str],
+        rules: BudgetRules,
+        active: ActiveConfiguration,
+        stop: Callable[[], None],
+    ) -> NodeCards:
+        """Have the machines report to the core; `stop` is called if another daemon commands them.
+
+        They share their cards as the `active` configuration says.
+        """
+
+        def superseded() -> None:
+            self._superseded = True
+            stop()
+
+        self.cards = NodeCards(use, rules, loop)
+        loop.effects.remote_log = self.hosts.log_of
+        sharing = NodeSharing(self.hosts, self.cards, active)
+        active.listeners.append(sharing.tell_all)
+        self.machines = Machines(loop, self.hosts, self.cards, sharing, superseded)
+        return self.cards
+
+    async def begin(self) -> None:
+        """Take the next number of a daemon, and get ready to find the machines.
+
+        It is higher than each before it in this database, and than those of other databases that began
+        earlier by their clocks.
+        """
+        epoch = int(time.time())
+        try:
+            kept = (await self._store.settings()).get(_KEY, {})
+            last, known = kept.get("epoch"), kept.get("known")
+            epoch = max(epoch, last + 1 if isinstance(last, int) else 0)
+            self._known = set(map(str, known)) if isinstance(known, list) else set()
+        except StoreError as error:
+            _LOG.warning("this daemon's number is that of its clock: %s", error.message)
+        self._epoch = epoch
+        await self._remember()
+        settings = self._settings
+        tls = settings.tls
+        self._fleet = NodeFleet(
+            BrokerTransport(settings.fleet, settings.address, self._clock),
+            FleetSettings(
+                settings.fleet,
+                epoch,
+                LivenessRules(settings.suspect_after_s, settings.lost_after_s, settings.lease_s),
+                settings.gate_port,
+                None if tls is None else tls.cert,
+                None if tls is None else tls.key,
+                self._secrets,
+            ),
+            self._clock,
+            time.time,
+            self.machines,
+        )
+
+    @property
+    def timing(self) -> Timing:
+        """How long requests wait for the news that the machine of their engine is silent."""
+        return Timing(node_notice_s=self._settings.suspect_after_s + _NOTICED_S)
+
+    @property
+    def fleet(self) -> NodeFleet:
+        """The machines."""
+        if self._fleet is None:
+            raise RuntimeError("the machines are not looked for yet")
+        return self._fleet
+
+    async def run(self) -> None:
+        """Keep in touch with the machines until cancelled."""
+        await self.fleet.run()
+
+    async def first(self) -> None:
+        """Return once the machines of the last run, or any if it had none, have answered, or time is up."""
+        await self.fleet.wait_for(self._known, _FIRST_S)
+        if missing := sorted(self._known - self.fleet.nodes.keys()):
+            _LOG.warning("not yet heard of: %s", ", ".join(missing))
+        for route, problem in self.fleet.problems.items():
+            _LOG.warning("%s: %s", route, problem)
+        self.machines.listeners.append(self._note_known)
+        self._note_known()
+
+    async def release(self) -> None:
+        """Have what is left on the machines end, unless another daemon commands them."""
+        self._files.close()
+        if not self._superseded:
+            await self.fleet.release()
+
+    @property
+    def known(self) -> frozenset[str]:
+        """The machines of this run and of earlier ones that are not forgotten."""
+        return frozenset(self._known)
+
+    def forget(self, name: str) -> None:
+        """Forget a machine that is lost."""
+        self.fleet.forget(name)
+        self._known.discard(name)
+        self._tasks.start(self._remember())
+
+    def give_up(self) -> None:
+        """Wait for no machine's engines any more: the daemon ends."""
+        for host in self.hosts.by_node.values():
+            host.lose_all("the daemon was stopped")
+
+    def _note_known(self) -> None:
+        new = self._known | self.fleet.nodes.keys()
+        if new != self._known:
+            self._known = new
+            self._tasks.start(self._remember())
+
+    async def _remember(self) -> None:
+        try:
+            await self._store.set_setting(_KEY, {"epoch": self._epoch, "known": sorted(self._known)})
+        except StoreError as error:
+            _LOG.warning("the machines cannot be remembered: %s", error.message)
+
+    def _make_host(self, node: str) -> NodeEngineHost:
+        tls = self._settings.tls
+        return NodeEngineHost(node, self.fleet, self._epoch, ca=None if tls is None else str(tls.ca))

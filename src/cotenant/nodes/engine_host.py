@@ -1,0 +1,216 @@
+"""Starts engines on another machine, as `interfaces.EngineHost`."""
+
+import asyncio
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, TypeVar
+
+from cotenant.concurrency.background_tasks import BackgroundTasks
+from cotenant.domain.devices import DeviceId, MpsGroup, MpsMode
+from cotenant.domain.engines import Endpoint
+from cotenant.domain.errors import CotenantError
+from cotenant.domain.nodes import NodeUnreachable
+from cotenant.interfaces import EngineOrder
+from cotenant.nodes.engine import NodeEngine
+from cotenant.nodes.file_messages import FileStatus, LogBytes, LogPart, Paths, Pull
+from cotenant.nodes.messages import (
+    AgentEvent,
+    EngineBecameReady,
+    EngineGone,
+    EngineLeft,
+    EngineStatus,
+    FileProgress,
+    GateAddress,
+    ShareCards,
+    Start,
+)
+from cotenant.nodes.protocol import FILES, LOG, PULL, SHARE_CARDS, START, Method, error_from
+from cotenant.nodes.transport import Transport, ask
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+_LOOPBACK: Final = "127.0.0.1"
+
+
+class NodeEngineHost:
+    """The engines of one machine, ordered by the daemon of an `epoch`.
+
+    Whoever polls the machine's agent gives each event to `take`, and says `lose_all` if the machine is lost.
+    After each hello, `gate` is where the agent lets requests in, and `reconcile` gets its engines. `ca` is
+    the file of the authorities that vouch for it, None for the system's. A call has `timeout_s`.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        transport: Transport,
+        epoch: int,
+        *,
+        ca: str | None = None,
+        timeout_s: float = 10.0,
+        start_within_s: float = 120.0,
+    ) -> None:
+        self.node = node
+        self.gate: GateAddress | None = None
+        self._transport = transport
+        self._epoch = epoch
+        self._ca = ca
+        self._timeout_s = timeout_s
+        self._start_within_s = start_within_s
+        self._engines: dict[str, NodeEngine] = {}
+        self._pulls: dict[Path, asyncio.Future[None]] = {}
+        self._tasks = BackgroundTasks()
+
+    async def start(self, order: EngineOrder) -> NodeEngine:
+        """Start loading. Raises what the engine's kind raises there, or NodeUnreachable.
+
+        An order that got no answer is given again, for two minutes: the agent carries it out once. Whatever
+        then may have started is stopped as soon as the machine answers.
+        """
+        engine = self._new(secrets.token_hex(8), order)
+        try:
+            async with asyncio.timeout(self._start_within_s):
+                while True:
+                    try:
+                        status = await self._call(START, Start(self._epoch, engine.id, order))
+                        break
+                    except NodeUnreachable:
+                        if engine.gone:
+                            raise
+                        await asyncio.sleep(0.2)
+        except TimeoutError:
+            self._abandon(engine)
+            raise NodeUnreachable(f"{self.node} has not answered whether it starts {order.name}") from None
+        except CotenantError as error:
+            if isinstance(error, NodeUnreachable):
+                self._abandon(engine)
+            self._engines.pop(engine.id, None)
+            raise
+        except asyncio.CancelledError:
+            self._abandon(engine)
+            raise
+        engine.started(status)
+        return engine
+
+    def adopt(self, status: EngineStatus) -> NodeEngine:
+        """Return an engine that the machine runs already, for an equal order."""
+        engine = self._new(status.id, status.order)
+        engine.started(status)
+        return engine
+
+    def discard(self, status: EngineStatus) -> None:
+        """Stop an engine that the machine runs and nobody wants."""
+        self._abandon(self.adopt(status))
+
+    def take(self, event: AgentEvent) -> None:
+        """Take an event of the machine; readings are ignored."""
+        if isinstance(event, FileProgress):
+            self._take_progress(event)
+        if isinstance(event, EngineBecameReady | EngineLeft | EngineGone) and event.id in self._engines:
+            engine = self._engines[event.id]
+            engine.take(event)
+            if engine.gone:
+                del self._engines[event.id]
+
+    def reconcile(self, statuses: Iterable[EngineStatus]) -> Sequence[EngineStatus]:
+        """Compare our engines with those of a hello; return those that are not ours, to adopt or discard."""
+        # What became of a pull may have been said to nobody; a second one goes on where the first one is.
+        self._give_up_pulls(f"{self.node} was not heard while it fetched a file")
+        by_id = {status.id: status for status in statuses}
+        for id_, engine in [*self._engines.items()]:
+            status = by_id.pop(id_, None)
+            if status is not None:
+                engine.started(status)
+            elif engine.begun:
+                engine.lose(f"{self.node} does not run the engine of {engine.order.name} any more")
+            if engine.gone:
+                del self._engines[id_]
+        return tuple(by_id.values())
+
+    def lose_all(self, why: str) -> None:
+        """Count all engines as gone: the machine is lost."""
+        for engine in self._engines.values():
+            engine.lose(why)
+        self._engines.clear()
+        self._give_up_pulls(why)
+
+    def by_id(self, id_: str) -> NodeEngine | None:
+        """Return the engine of this id."""
+        return self._engines.get(id_)
+
+    async def share_cards(
+        self, mode: MpsMode, group: MpsGroup, wanting: Mapping[DeviceId, int], max_loaded: int | None
+    ) -> None:
+        """Say how the machine's cards are shared, and how many models may use each. Raises MpsMissing."""
+        await self._call(SHARE_CARDS, ShareCards(self._epoch, mode, group, wanting, max_loaded))
+
+    async def files(self, paths: Sequence[Path]) -> Sequence[FileStatus]:
+        """Return which of these files the machine has, and where."""
+        return (await self._call(FILES, Paths(tuple(paths)))).files
+
+    async def pull(
+        self, path: Path, url: str, sha256: str, size_bytes: int, headers: Mapping[str, str]
+    ) -> None:
+        """Have the machine fetch a file, and return once it is there. Raises PullFailed or NoRoomOnDisk."""
+        done = self._pulls.get(path)
+        if done is None:
+            done = self._pulls[path] = asyncio.get_running_loop().create_future()
+        await self._call(PULL, Pull(self._epoch, path, url, sha256, size_bytes, headers))
+        await asyncio.shield(done)
+
+    async def log(self, name: str, offset: int | None = None, limit_bytes: int = 65_536) -> LogBytes:
+        """Return a part of the log of a model's last engine there: the end without an offset."""
+        return await self._call(LOG, LogPart(name, offset, limit_bytes))
+
+    async def close(self) -> None:
+        """Return when what was abandoned is gone, or its machine counts as lost."""
+        await self._tasks.finished()
+
+    def _give_up_pulls(self, why: str) -> None:
+        for pull in self._pulls.values():
+            _fail(pull, NodeUnreachable(why))
+        self._pulls.clear()
+
+    def _take_progress(self, event: FileProgress) -> None:
+        pull = self._pulls.get(event.path)
+        if pull is None or not (event.done or event.error):
+            return
+        del self._pulls[event.path]
+        if event.error is not None:
+            _fail(pull, error_from(event.error))
+        else:
+            pull.set_result(None)
+
+    def _new(self, id_: str, order: EngineOrder) -> NodeEngine:
+        engine = NodeEngine(self.node, id_, self._epoch, order, self._call, self._way)
+        self._engines[id_] = engine
+        return engine
+
+    def _abandon(self, engine: NodeEngine) -> None:
+        self._tasks.start(engine.stop(0))
+
+    async def _call(self, method: Method[P, R], params: P) -> R:
+        return await ask(self._transport, self.node, method, params, self._timeout_s)
+
+    def _way(self, endpoint: Endpoint, token: str) -> Endpoint:
+        if endpoint.host != _LOOPBACK or self.gate is None:
+            # A server elsewhere, which is reached from here as well.
+            return endpoint
+        return replace(
+            endpoint,
+            host=self.gate.address,
+            port=self.gate.port,
+            tls=self.gate.tls,
+            gate=token,
+            ca=self._ca,
+            listeners=frozenset(),
+        )
+
+
+def _fail(pull: "asyncio.Future[None]", error: CotenantError) -> None:
+    pull.set_exception(error)
+    # Whoever waited for it may be gone.
+    pull.exception()

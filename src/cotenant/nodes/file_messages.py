@@ -1,0 +1,77 @@
+"""What the daemon and an agent say to each other about logs and model files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import Base64Bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LogPart:
+    """Asks for a part of the log of a model's last engine: the end if `offset` is None."""
+
+    name: str
+    offset: int | None = None
+    limit_bytes: int = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class LogBytes:
+    """A part of a log from `offset` on. `size` is that of the whole file: smaller than before if rotated."""
+
+    data: Base64Bytes
+    offset: int
+    size: int
+    path: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Asks about files."""
+
+    paths: tuple[Path, ...]
+
+
+class FileState(StrEnum):
+    """Where a file is, from the fastest to read on."""
+
+    WARM = "warm"
+    """On this machine, and in its page cache."""
+    LOCAL = "local"
+    SHARED = "shared"
+    """On a file system of the network."""
+    ABSENT = "absent"
+
+
+@dataclass(frozen=True, slots=True)
+class FileStatus:
+    """A file on an agent's machine, and how much of it is in the page cache, None if unknown."""
+
+    path: Path
+    state: FileState
+    size_bytes: int | None = None
+    warm_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Files of an agent's machine."""
+
+    files: tuple[FileStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Fetches a file from `url` to `path`, unless it is there; FileProgress events follow.
+
+    `headers` are sent with each request. `sha256` (hexadecimal) and `size_bytes` are what it must have.
+    """
+
+    epoch: int
+    path: Path
+    url: str = field(repr=False)
+    sha256: str
+    size_bytes: int
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)

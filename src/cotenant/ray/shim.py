@@ -1,0 +1,103 @@
+"""A detached actor on each node of Ray: it keeps the node's agent up, and carries calls to its socket."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Final
+
+from cotenant.domain.errors import CotenantError
+from cotenant.domain.nodes import NodeUnreachable
+from cotenant.nodes.paths import AgentFolder
+from cotenant.nodes.protocol import Json, error_to_json
+from cotenant.nodes.transport import SocketTransport
+from cotenant.ray.environment import agent_environment
+
+_START_S: Final = 20.0
+_TRY_AGAIN_S: Final = 0.05
+_NOBODY_LISTENS: Final = (FileNotFoundError, ConnectionRefusedError)
+_DETACH: Final = (
+    "import os, sys; os.fork() and os._exit(0); os.setsid(); "
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
+"""Makes the agent nobody's child: Ray ends the children of a worker with it."""
+_FLAGS: Final = {
+    "--name": "COTENANT_NODE",
+    "--gpus": "COTENANT_GPUS",
+    "--llama-server": "COTENANT_LLAMA_SERVER",
+}
+"""What a machine may say of itself, in the environment of its `ray start`."""
+
+
+class Shim:
+    """Passes calls to the agent of this machine, and starts that where nothing listens.
+
+    It reads neither methods nor bodies, so an agent of another version can say itself that it is one.
+    """
+
+    def __init__(self, fleet: str) -> None:
+        self._fleet = fleet
+        self._folder = AgentFolder.of(fleet)
+        self._transport = SocketTransport(lambda _: self._folder.socket)
+        self._starting = asyncio.Lock()
+
+    async def call(self, method: str, params: Json, timeout_s: float) -> Json:
+        """Return `{"result": …}` or `{"error": ErrorBody}`: Ray cannot carry every exception."""
+        try:
+            try:
+                return {"result": await self._transport.call("", method, params, timeout_s)}
+            except NodeUnreachable as error:
+                if not isinstance(error.__cause__, _NOBODY_LISTENS):
+                    raise
+            await self._start()
+            return {"result": await self._transport.call("", method, params, timeout_s)}
+        except CotenantError as error:
+            return {"error": error_to_json(error)}
+
+    async def environment(self) -> Mapping[str, str]:
+        """Return what Ray was started with here, but for what is secret."""
+        return {k: v for k, v in os.environ.items() if k.startswith("RAY_") and k != "RAY_AUTH_TOKEN"}
+
+    async def _start(self) -> None:
+        """Start the agent, unless somebody just has, and return once it listens. Raises NodeUnreachable."""
+        async with self._starting:
+            if await self._listens():
+                return
+            path = self._folder.log
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            given = [
+                arg for flag, name in _FLAGS.items() if name in os.environ for arg in (flag, os.environ[name])
+            ]
+            agent = ("-m", "cotenant.cli.main", "agent", "--fleet", self._fleet, *given)
+            with path.open("ab") as log:
+                began = log.tell()
+                await asyncio.to_thread(
+                    subprocess.run,
+                    [sys.executable, "-c", _DETACH, *agent],
+                    env=agent_environment(os.environ),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd="/",
+                    check=True,
+                )
+            try:
+                async with asyncio.timeout(_START_S):
+                    while not await self._listens():  # noqa: ASYNC110 — the agent is no child of ours
+                        await asyncio.sleep(_TRY_AGAIN_S)
+            except TimeoutError:
+                lines = path.read_bytes()[began:].decode(errors="replace").split("\n")
+                said = " ".join(line.strip() for line in lines[-4:] if line.strip())
+                raise NodeUnreachable(
+                    f"the agent did not start within {_START_S:g} s: {said or 'it said nothing'}",
+                    hint=f"Its log is {path}.",
+                ) from None
+
+    async def _listens(self) -> bool:
+        try:
+            _, writer = await asyncio.open_unix_connection(self._folder.socket)
+        except OSError:
+            return False
+        writer.close()
+        return True

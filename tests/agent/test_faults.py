@@ -1,0 +1,180 @@
+"""What an agent makes of calls that are none, of daemons that are not its own, and of its own end."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cotenant import __version__
+from cotenant.domain.errors import BadRequest, BadSetting, EngineLoadFailed, EngineMissing
+from cotenant.domain.nodes import BadNodeMessage, NodeUnreachable, WrongProtocol
+from cotenant.nodes.messages import Hello, InstallEngine, Nothing, OfEngine
+from cotenant.nodes.protocol import (
+    BUILDS,
+    BUSY_SLOTS,
+    DOCTOR,
+    HELLO,
+    INSTALL_ENGINE,
+    MAX_LINE_BYTES,
+)
+from cotenant.nodes.transport import ask
+from tests.engines.contract import complete
+from tests.support.agents import FLEET, AgentProcess, Daemon, agent, command
+from tests.support.engines.orders import fake_server, host_order, with_env
+from tests.support.waiting import ends
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
+    folder = tmp_path_factory.mktemp("agent")
+    with agent(folder, "--llama-server", str(fake_server(folder))) as running:
+        yield running
+
+
+async def said(there: AgentProcess, sent: bytes) -> dict[str, object]:
+    """What the agent answers to one line."""
+    reader, writer = await asyncio.open_unix_connection(there.socket)
+    try:
+        writer.write(sent)
+        async with asyncio.timeout(60):
+            answer: dict[str, object] = json.loads(await reader.readline() or "{}")
+            return answer
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "line", [b"junk\n", b"[]\n", b"{}\n", b"\xff\xfe\n", b'{"id": 1}\n', b"[" * 9999 + b"\n"]
+)
+async def test_a_line_that_is_no_call_is_answered_as_that(there: AgentProcess, line: bytes) -> None:
+    answer = await said(there, line)
+    assert isinstance(answer["error"], dict)
+    assert answer["error"]["code"] == BadNodeMessage.code
+
+
+async def test_an_endless_line_ends_its_connection_alone(there: AgentProcess) -> None:
+    daemon = Daemon(there)
+    await daemon.hello()
+    with contextlib.suppress(ConnectionError):
+        assert await said(there, b"x" * (MAX_LINE_BYTES * 2 + 100)) == {}
+    await daemon.hello()
+    await daemon.transport.close()
+
+
+async def test_a_daemon_that_vanishes_in_a_line_is_forgotten(there: AgentProcess) -> None:
+    _, writer = await asyncio.open_unix_connection(there.socket)
+    writer.write(b'{"id": 1, "meth')
+    writer.transport.abort()
+    async with Daemon(there).connected():
+        pass
+
+
+async def test_another_version_is_refused_in_words_whatever_else_it_says(there: AgentProcess) -> None:
+    daemon = Daemon(there)
+    with pytest.raises(WrongProtocol) as refused:
+        await daemon.transport.call("b", "hello", {"protocol": 2, "version": "9.9", "new": []}, 60)
+    assert refused.value.message == (
+        f"the agent of b is Cotenant {__version__} (protocol 1), the daemon is 9.9 (protocol 2)"
+    )
+    assert "same version" in refused.value.hint
+    with pytest.raises(BadRequest, match="no method 'fly'"):
+        await daemon.transport.call("b", "fly", {}, 60)
+    with pytest.raises(BadNodeMessage, match="not a Renew: stamp"):
+        await daemon.transport.call("b", "renew", {"epoch": 1}, 60)
+    await daemon.transport.close()
+
+
+async def test_another_fleet_is_refused(there: AgentProcess) -> None:
+    daemon = Daemon(there)
+    with pytest.raises(BadSetting, match=f"of the fleet '{FLEET}', the daemon of 'others'"):
+        await ask(daemon.transport, "b", HELLO, Hello("others", 1, 60.0, __version__))
+    assert (await ask(daemon.transport, "b", BUSY_SLOTS, OfEngine("nobody"))).busy is None
+    await daemon.transport.close()
+
+
+async def test_what_cannot_be_started_raises_what_it_raises_here(there: AgentProcess) -> None:
+    async with Daemon(there).connected() as daemon:
+        missing = replace(
+            host_order(there.folder / "m.gguf"),
+            options=replace(host_order(Path("x")).options, command=("/nonexistent/llama-server",)),
+        )
+        with pytest.raises(EngineMissing, match="/nonexistent/llama-server") as failed:
+            await daemon.host.start(missing)
+        assert failed.value.hint
+        assert not (await daemon.hello()).engines
+
+
+async def test_a_load_that_is_given_up_leaves_nothing(there: AgentProcess) -> None:
+    async with Daemon(there).connected() as daemon:
+        slow = with_env(host_order(there.folder / "m.gguf"), FAKE_READY_AFTER_S=600)
+        engine = await daemon.host.start(slow)
+        assert engine.node_pid is not None
+        pidfd = os.pidfd_open(engine.node_pid)
+        waiting = asyncio.create_task(engine.wait_ready(600))
+        await asyncio.sleep(0)
+        # Whatever gives it up does so more than once.
+        await asyncio.gather(engine.stop(2), engine.stop(0), engine.stop(0))
+        assert await asyncio.to_thread(ends, pidfd)
+        with pytest.raises(EngineLoadFailed, match="was stopped while it was loading"):
+            await waiting
+
+
+def test_a_second_agent_of_a_fleet_says_who_is_the_first(there: AgentProcess) -> None:
+    second = subprocess.run(command(there.folder), capture_output=True, text=True, timeout=60, check=False)
+    assert second.returncode == 2
+    assert f"process {there.pid} is this machine's agent of the fleet '{FLEET}'" in second.stderr
+    assert str(there.socket) in second.stderr
+    assert not second.stdout
+
+
+async def test_the_builds_of_a_machine_are_listed_and_another_is_refused_in_words(
+    there: AgentProcess,
+) -> None:
+    async with Daemon(there).connected() as daemon:
+        found = await ask(daemon.transport, "b", BUILDS, Nothing(), 60)
+        assert found.builds == daemon.answer.builds
+        assert str(there.folder / "fake-llama-server") in [build.program for build in found.builds]
+        with pytest.raises(BadRequest, match="no build 'quantum'"):
+            await ask(daemon.transport, "b", INSTALL_ENGINE, InstallEngine(1, "quantum"), 60)
+
+
+@pytest.mark.slow
+async def test_the_doctor_of_a_machine_is_asked_through_its_agent(there: AgentProcess) -> None:
+    async with Daemon(there).connected() as daemon:
+        report = (await ask(daemon.transport, "b", DOCTOR, Nothing(), 120)).report
+        assert report["findings"]
+        assert set(report["counts"]) == {"problem", "warning", "unknown", "ok"}
+
+
+async def test_engines_die_with_their_agent_and_the_next_one_knows_none(tmp_path: Path) -> None:
+    flags = ("--llama-server", str(fake_server(tmp_path)))
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+        there = first.enter_context(agent(tmp_path, *flags))
+        async with Daemon(there).connected() as daemon:
+            engine = await daemon.host.start(host_order(tmp_path / "m.gguf"))
+            await engine.wait_ready(60)
+            assert engine.node_pid is not None
+            pidfd = os.pidfd_open(engine.node_pid)
+            os.kill(there.pid, signal.SIGKILL)
+            assert await asyncio.to_thread(ends, pidfd)
+            assert await engine.busy_slots() is None
+            with pytest.raises(NodeUnreachable, match="the agent of b cannot be reached"):
+                await daemon.transport.call("b", "poll", {"after": 0, "wait_s": 0}, 60)
+            second.enter_context(agent(tmp_path, *flags))
+            assert daemon.host.reconcile((await daemon.hello()).engines) == ()
+            assert (await engine.wait_exit()).why == "b does not run the engine of tiny any more"
+            await engine.stop(0)
+            poll = await daemon.transport.call("b", "poll", {"after": 5, "wait_s": 60}, 60)
+            assert poll["lost"], "its numbers are not those of the agent before it"
+            async with Daemon(there).connected() as again:
+                engine = await again.host.start(host_order(tmp_path / "m.gguf"))
+                await engine.wait_ready(60)
+                assert b'"choices"' in await complete(engine)
+                await engine.stop(0)

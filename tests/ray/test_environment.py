@@ -1,0 +1,68 @@
+"""What Ray is to be started with is printed, read back, and never given to an agent."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cotenant.ray.environment import (
+    VARIABLES,
+    agent_environment,
+    lacking,
+    to_start_with,
+    warnings,
+)
+
+_PATHS = (Path("/keys/token"), Path("/var/lib/gcs"))
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_what_is_started_as_printed_lacks_nothing(head: bool) -> None:
+    assert lacking(to_start_with(head, *_PATHS), head=head) == []
+
+
+def test_each_variable_that_is_missing_is_said_with_what_happens_without_it() -> None:
+    said = warnings("a", {}, head=True)
+    assert len(said) == len(VARIABLES)
+    assert said[0].startswith("the head a was started without RAY_AUTH_MODE=token: whoever reaches a port")
+    of_a_node = warnings("b", {}, head=False)
+    assert not [text for text in of_a_node if "storage" in text or "health_check" in text]
+    assert of_a_node[0].startswith("b was started without")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "holds"),
+    [
+        ("RAY_health_check_failure_threshold", "600", True),
+        ("RAY_health_check_failure_threshold", "5", False),
+        ("RAY_health_check_failure_threshold", "many", False),
+        ("RAY_gcs_rpc_server_reconnect_timeout_s", "60", False),
+        ("RAY_AUTH_MODE", "disabled", False),
+    ],
+)
+def test_a_longer_timer_will_do_and_a_shorter_one_will_not(name: str, value: str, holds: bool) -> None:
+    environment = {**to_start_with(True, *_PATHS), name: value}
+    assert (name not in {each.name for each in lacking(environment, head=True)}) is holds
+
+
+def test_redis_stands_for_rocksdb() -> None:
+    environment = to_start_with(True, *_PATHS)
+    environment["RAY_REDIS_ADDRESS"] = "10.0.0.9:6379"
+    del environment["RAY_gcs_storage"], environment["RAY_gcs_storage_path"]
+    assert lacking(environment, head=True) == []
+
+
+def test_an_agent_gets_nothing_that_ray_adds() -> None:
+    worker = {"RAY_AUTH_TOKEN": "secret", "RAY_JOB_ID": "1", "OMP_NUM_THREADS": "1", "HOME": "/root"}
+    assert agent_environment({**worker, "COTENANT_GPUS": "24GiB"}) == {
+        "HOME": "/root",
+        "COTENANT_GPUS": "24GiB",
+    }
+
+
+@pytest.mark.slow
+def test_neither_the_daemon_nor_an_agent_imports_ray() -> None:
+    modules = "cotenant.daemon.daemon, cotenant.daemon.nodes.parts, cotenant.agent.main, cotenant.cli.serve"
+    code = f"import sys, {modules}; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,37 @@
+"""A model answers from another machine, fails over when that dies, and outlives its daemon: over real Ray."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.nodes.daemon import daemon_on
+from tests.support.nodes.ray_bed import AGENT, RayBed
+from tests.support.waiting import wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+
+def test_a_model_is_served_by_another_machine_fails_over_and_outlives_its_daemon(
+    bed: RayBed, model: Path
+) -> None:
+    with daemon_on(bed, "a", model, [{"name": "tiny", "nodes": ["b", "c"]}]) as daemon:
+        daemon.until_up()
+        assert daemon.chat("tiny")
+        (first,) = daemon.engines()
+        assert first in {"b", "c"}
+        # All that runs of ours on that machine ends at once.
+        bed.machines[first].kill(AGENT)
+        began = time.monotonic()
+        assert daemon.chat("tiny")
+        print(f"served again {time.monotonic() - began:.1f} s after its agent was killed")
+        served = daemon.engines()
+        daemon.kill()
+        began = time.monotonic()
+        daemon.start()
+        wait_until(daemon.is_up, every_s=0.02)
+        assert daemon.chat("tiny")
+        print(f"served again {time.monotonic() - began:.1f} s after the daemon was killed")
+        assert daemon.engines() == served
+        assert "taken over as it runs on" in daemon.log
+    wait_until(lambda: not daemon.engines())
