@@ -90,6 +90,7 @@ _ALLOWED = {
         "model_files",
         "demo_model",
         "atomic_files",
+        "ray",
         "benchmark",
         "cli",
     },

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cotenant.ray.environment import (
     VARIABLES,
@@ -14,6 +15,7 @@ from cotenant.ray.environment import (
     warnings,
 )
 
+_DEPLOY = Path(__file__).parents[2] / "deploy" / "ray"
 _PATHS = (Path("/keys/token"), Path("/var/lib/gcs"))
 
 
@@ -66,3 +68,20 @@ def test_neither_the_daemon_nor_an_agent_imports_ray() -> None:
     modules = "cotenant.daemon.daemon, cotenant.daemon.nodes.parts, cotenant.agent.main, cotenant.cli.serve"
     code = f"import sys, {modules}; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_manifest_for_kuberay_starts_ray_so() -> None:
+    spec = yaml.safe_load((_DEPLOY / "raycluster.yaml").read_text(encoding="utf-8"))["spec"]
+    groups = [(spec["headGroupSpec"], True), *((group, False) for group in spec["workerGroupSpecs"])]
+    for group, head in groups:
+        (container,) = group["template"]["spec"]["containers"]
+        environment = {each["name"]: each.get("value", "") for each in container["env"]}
+        assert lacking(environment, head=head) == []
+        assert {"COTENANT_MACHINE_ID", "COTENANT_NODE"} <= environment.keys()
+
+
+@pytest.mark.parametrize("name", ["start-head.sh", "start-node.sh"])
+def test_the_scripts_are_shell_and_say_what_they_lack(name: str) -> None:
+    done = subprocess.run(["sh", str(_DEPLOY / name)], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "give the address" in done.stderr

@@ -18,6 +18,12 @@ def test_a_model_is_served_by_another_machine_fails_over_and_outlives_its_daemon
     with daemon_on(bed, "a", model, [{"name": "tiny", "nodes": ["b", "c"]}]) as daemon:
         daemon.until_up()
         assert daemon.chat("tiny")
+        nodes = daemon.get("/api/nodes")["nodes"]
+        assert [(each["name"], each["state"], each["cards"]) for each in nodes] == [
+            (name, "ready", 1) for name in bed.machines
+        ]
+        assert [each["warnings"] for each in nodes] == [[], [], []], "Ray is started as it should be"
+        assert all(each["lease_left_s"] > 0 for each in nodes)
         (first,) = daemon.engines()
         assert first in {"b", "c"}
         # All that runs of ours on that machine ends at once.

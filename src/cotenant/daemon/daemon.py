@@ -37,6 +37,7 @@ from cotenant.daemon.monitors.recorder import Recorder
 from cotenant.daemon.monitors.slot_keeper import SlotKeeper, open_slot_store
 from cotenant.daemon.monitors.warm_keeper import WarmKeeper
 from cotenant.daemon.monitors.watchers import CardWatcher
+from cotenant.daemon.nodes.book import FleetBook
 from cotenant.daemon.nodes.cards import NodeCards
 from cotenant.daemon.nodes.parts import NodeParts
 from cotenant.daemon.past_runs import with_margin
@@ -208,8 +209,7 @@ class Daemon:
         machines: asyncio.Task[None] | None = None
         try:
             await self._mover.restore()
-            if isinstance(self._cards, CardWatcher):
-                self._cards.read(self._inputs.inventory)
+            self._cards.read(self._inputs.inventory)
             self._active.publish()
             if self._nodes is not None:
                 await self._nodes.begin()
@@ -269,8 +269,7 @@ class Daemon:
             return True
         started = self._clock.now()
         # A load that fails is tried again once the cards show its memory free: they are read meanwhile.
-        watching = self._cards.run() if isinstance(self._cards, CardWatcher) else asyncio.sleep(0)
-        reading = asyncio.create_task(watching)
+        reading = asyncio.create_task(self._cards.run())
         try:
             if not await unless_set(self._stop, self._operator.load(alone.name)):
                 return False
@@ -303,6 +302,7 @@ class Daemon:
             others = [
                 tasks.create_task(work)
                 for work in (
+                    self._cards.run(),
                     self._active.watch(),
                     self._reload_on_hangup(address),
                     self._refuse_when_stopped(),
@@ -327,6 +327,7 @@ class Daemon:
             mover=self._mover,
             lessor=self._lessor,
             timing=None if self._nodes is None else self._nodes.timing,
+            nodes=None if self._nodes is None else FleetBook(self._nodes, self._loop, self._mover),
             request_log=None if server.request_log is None else RequestLog(server.request_log),
             services=self._services,
             alerts=self._alerts,
@@ -358,8 +359,6 @@ class Daemon:
 
     def _watchers(self) -> Iterator[Coroutine[None, None, None]]:
         """Yield the optional monitors."""
-        if isinstance(self._cards, CardWatcher):
-            yield self._cards.run()
         yield self._alerts.run()
         if self._advisor is not None:
             yield self._advisor.run()

@@ -171,12 +171,17 @@ def _join(namespace: str, bridge: str, address: str, machine_id: str) -> None:
 
 
 def _remove(namespace: str) -> None:
+    # A namespace whose name is gone lives on with its processes, which nobody would find again.
+    listed = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, check=False, text=True)
+    for pid in map(int, listed.stdout.split()):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     _ip("netns", "del", namespace, check=False)
     shutil.rmtree(_NETNS / namespace, ignore_errors=True)
 
 
 def _remove_abandoned() -> None:
-    """Remove the empty machines of tests that were killed."""
+    """Remove the machines of tests that were killed, and what still runs there."""
     for path in Path("/run/netns").glob(f"{_PREFIX}*"):
         found = re.fullmatch(rf"({_PREFIX}(\d+))[a-z]+", path.name)
         if found and not alive(int(found[2])):

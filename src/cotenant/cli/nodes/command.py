@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from cotenant.cli.client import Daemon, add_daemon_options
 from cotenant.cli.move import drained_lines
+from cotenant.cli.nodes import environment
 from cotenant.cli.table import Column, print_result, table_lines
 from cotenant.domain.units import format_bytes, format_duration
 
@@ -33,6 +34,8 @@ def register(parser: argparse.ArgumentParser) -> None:
         added.add_argument("--json", action="store_true", help="print JSON")
         add_daemon_options(added)
         added.set_defaults(run=_list if action == "list" else _change, action=action)
+
+    environment.register(actions.add_parser("env", help="print what Ray must be started with on a machine"))
 
 
 def node_lines(nodes: Sequence[Node]) -> Iterator[str]:

@@ -54,7 +54,13 @@ class NodeCards:
             ),
         )
 
-    def read(self, node: str, reading: ReadingTaken) -> None:
+    async def run(self) -> None:
+        """Return: agents measure, and report that."""
+
+    def read(self, inventory: Inventory) -> None:
+        """Ignore the devices of this machine: its agent reports them, if it has one."""
+
+    def take(self, node: str, reading: ReadingTaken) -> None:
         """Post what an agent measured."""
         self._last[node] = reading
         for text in {*reading.warnings} - self._warned:

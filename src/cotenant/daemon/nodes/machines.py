@@ -43,7 +43,7 @@ class Machines:
         host.gate = node.hello.gate
         found = host.reconcile(node.hello.engines)
         self._loop.post(NodeBack(self._loop.clock.now(), node.name))
-        self._cards.read(node.name, node.hello.reading)
+        self._cards.take(node.name, node.hello.reading)
         self._sharing.tell(node.name)
         for status in found:
             if status.state is not EngineState.ENDED:
@@ -54,7 +54,7 @@ class Machines:
         """Take what an agent reports."""
         if isinstance(event, ReadingTaken):
             if node.state is not Liveness.LOST:
-                self._cards.read(node.name, event)
+                self._cards.take(node.name, event)
         else:
             self._hosts.of(node.name).take(event)
 

@@ -1,0 +1,107 @@
+"""The machines as operators see and order them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from cotenant.daemon.core.loop import Loop
+from cotenant.daemon.core.mover import FleetMover
+from cotenant.daemon.nodes.parts import NodeParts
+from cotenant.domain.decisions import NodeState, NodeStatus
+from cotenant.domain.devices import DeviceId, DeviceKind
+from cotenant.domain.errors import BadRequest, UnknownNode
+from cotenant.domain.moves import MovePlan
+from cotenant.nodes.fleet import Node
+from cotenant.nodes.liveness import Liveness
+from cotenant.scheduling.events import NodeLost
+
+_CLOCK_S = 1.0
+"""A clock that is off by more makes times in logs and caches hard to compare."""
+
+
+class FleetBook:
+    """Implements `NodeBook` over the machines of a fleet: those that answered, and those of earlier runs."""
+
+    def __init__(self, parts: NodeParts, loop: Loop, mover: FleetMover) -> None:
+        self._parts = parts
+        self._loop = loop
+        self._mover = mover
+
+    def nodes(self) -> Sequence[NodeStatus]:
+        """Every machine that is known, and the ways that lead to none yet."""
+        fleet = self._parts.fleet
+        found = [self._status(node) for node in fleet.nodes.values()]
+        routes = {route.id: route for route in fleet.launcher.routes}
+        missing = {name: NodeStatus(name, NodeState.LOST) for name in self._parts.known - fleet.nodes.keys()}
+        for id_, problem in fleet.problems.items():
+            route = routes.get(id_)
+            if route is None or route.name in fleet.nodes:
+                continue
+            before = missing.get(route.name) or NodeStatus(route.name, NodeState.LOST)
+            missing[route.name] = replace(before, address=route.address, warnings=(problem,))
+        if fleet.launcher.problem is not None:
+            broker = (f"no way to the machines: {fleet.launcher.problem}",)
+            found = [replace(each, warnings=(*broker, *each.warnings)) for each in found]
+            missing = {k: replace(each, warnings=(*broker, *each.warnings)) for k, each in missing.items()}
+        return sorted([*found, *missing.values()], key=lambda status: status.name)
+
+    def plan_drain(self, name: str) -> Sequence[MovePlan]:
+        """What would become of each model on a machine that is drained. Raises UnknownNode."""
+        plans = [plan for device in self._devices(name) for plan in self._mover.plan_drain(device)]
+        return tuple({plan.model: plan for plan in plans}.values())
+
+    async def drain(self, name: str, drained: bool) -> None:
+        """Drain all devices of a machine, or use it again. Raises UnknownNode, BadRequest or StoreError."""
+        for device in self._devices(name):
+            await self._mover.drain(device, drained)
+
+    def forget(self, name: str) -> None:
+        """Miss a machine no more that is lost. Raises UnknownNode, or BadRequest for one that is not."""
+        status = next((each for each in self.nodes() if each.name == name), None)
+        if status is None:
+            raise UnknownNode(f"there is no machine {name[:80]!r}", hint=self._known())
+        if status.state is not NodeState.LOST:
+            raise BadRequest(f"{name} answers", hint=f"End Ray there first, or: cotenant nodes drain {name}.")
+        self._loop.post(NodeLost(self._loop.clock.now(), name, "an operator forgot it", for_good=True))
+        self._parts.forget(name)
+
+    def _status(self, node: Node) -> NodeStatus:
+        now, hello = self._loop.clock.now(), node.hello
+        ledger = self._loop.scheduler.state.ledger
+        cards = [r for r in ledger.readings.values() if r.device.node == node.name]
+        gpus = [reading for reading in cards if reading.device.kind is not DeviceKind.HOST]
+        state = NodeState(node.state.value)
+        if state is NodeState.READY and cards and all(r.device.id in ledger.drained for r in cards):
+            state = NodeState.DRAINED
+        free = [reading.free_bytes for reading in gpus if reading.free_bytes is not None]
+        running = self._loop.effects.running.values()
+        clock = abs(node.behind_s)
+        warnings = [*node.route.warnings, *hello.problems]
+        if clock > _CLOCK_S:
+            side = "behind" if node.behind_s > 0 else "ahead of"
+            warnings.append(f"its clock is {clock:.0f} s {side} ours")
+        return NodeStatus(
+            node.name,
+            state,
+            since_s=now - node.liveness.since,
+            silent_s=None if node.state is Liveness.READY else node.liveness.silent_s(now),
+            address=node.route.address,
+            cards=len(gpus),
+            free_bytes=sum(free) if free else None,
+            engines=sum(run.placement.node == node.name for run in running),
+            lease_left_s=max(0.0, node.lease_left_s - node.liveness.silent_s(now)),
+            link_s=node.link_s,
+            clock_off_s=-node.behind_s,
+            version=hello.version,
+            machine_id=hello.identity.machine_id,
+            warnings=tuple(warnings),
+        )
+
+    def _devices(self, name: str) -> list[DeviceId]:
+        readings = self._loop.scheduler.state.ledger.readings.values()
+        found = [reading.device.id for reading in readings if reading.device.node == name]
+        if not found:
+            raise UnknownNode(f"there is no machine {name[:80]!r} with devices", hint=self._known())
+        return found
+
+    def _known(self) -> str:
+        return f"There are: {', '.join(status.name for status in self.nodes()) or 'none'}."
