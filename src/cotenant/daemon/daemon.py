@@ -187,6 +187,7 @@ class Daemon:
         if self._slots is not None:
             keeper = SlotKeeper(self._slots, view, loop, in_ram=configuration.warm_kv_dir is None)
             self._cards.listeners.append(keeper.measured)
+        self._book = self._nodes and FleetBook(self._nodes, loop, self._mover, self._alerts)
         self._sharing.listeners.append(self._cards.republish)
         active.listeners += [self._mover.republish, self._cards.republish]
         self._adviser = AdviceProcess(active.planned, lambda: self._cards.last, past, options.use_fit_params)
@@ -327,7 +328,7 @@ class Daemon:
             mover=self._mover,
             lessor=self._lessor,
             timing=None if self._nodes is None else self._nodes.timing,
-            nodes=None if self._nodes is None else FleetBook(self._nodes, self._loop, self._mover),
+            nodes=self._book,
             request_log=None if server.request_log is None else RequestLog(server.request_log),
             services=self._services,
             alerts=self._alerts,

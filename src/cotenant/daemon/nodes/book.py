@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from cotenant import __version__
+from cotenant.daemon.alerting.alerts import Alerts
+from cotenant.daemon.alerting.node_conditions import Expected
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.mover import FleetMover
 from cotenant.daemon.nodes.parts import NodeParts
@@ -19,12 +22,18 @@ _CLOCK_S = 1.0
 
 
 class FleetBook:
-    """Implements `NodeBook` over the machines of a fleet: those that answered, and those of earlier runs."""
+    """Implements `NodeBook` over the machines of a fleet: those that answered, and those of earlier runs.
 
-    def __init__(self, parts: NodeParts, loop: Loop, mover: FleetMover) -> None:
+    It tells `alerts` of them whenever one is measured, appears or is silent.
+    """
+
+    def __init__(self, parts: NodeParts, loop: Loop, mover: FleetMover, alerts: Alerts) -> None:
         self._parts = parts
         self._loop = loop
         self._mover = mover
+        self._alerts = alerts
+        parts.machines.listeners.append(self._alert)
+        parts.cards.listeners.append(lambda _: self._alert())
 
     def nodes(self) -> Sequence[NodeStatus]:
         """Every machine that is known, and the ways that lead to none yet."""
@@ -63,6 +72,10 @@ class FleetBook:
             raise BadRequest(f"{name} answers", hint=f"End Ray there first, or: cotenant nodes drain {name}.")
         self._loop.post(NodeLost(self._loop.clock.now(), name, "an operator forgot it", for_good=True))
         self._parts.forget(name)
+
+    def _alert(self) -> None:
+        expected = Expected(__version__, self._parts.fleet.settings.rules.lease_s)
+        self._alerts.nodes(self.nodes(), expected, self._parts.fleet.launcher.problem)
 
     def _status(self, node: Node) -> NodeStatus:
         now, hello = self._loop.clock.now(), node.hello
