@@ -9,7 +9,7 @@ import pytest
 from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.placements import Placement
-from cotenant.domain.residencies import ResidencyState
+from cotenant.domain.residencies import Copies, ResidencyState
 from cotenant.planning.compute_modes import Admission
 from cotenant.planning.ledger import DeviceReading
 from cotenant.scheduling import events
@@ -347,6 +347,31 @@ def test_what_breaks_a_law_of_nodes_is_found() -> None:
     bench.state.ledger.silent["a"] = "for a test"
     with pytest.raises(InvariantViolation, match="law 2: m #1 serves, and its node does not answer"):
         check(bench.state)
+
+
+def test_a_model_that_is_pinned_while_a_silent_node_still_has_to_unload_it_is_not_evicted() -> None:
+    bench = on_two_nodes(model("m", 20), model("n", 20), model("o", 20))
+    for name in ("m", "n"):
+        bench.touch(name)
+    bench.ask("o")
+    (evicted,) = bench.stopping
+    silent(bench, "a" if bench.state.residencies[bench.stopping[evicted]].node == "a" else "b")
+    bench.send(events.PinAsked(bench.now, evicted, pinned=True))
+    assert bench.state.models[evicted].pinned
+
+
+def test_a_copy_that_is_being_evicted_when_its_model_is_pinned_is_loaded_again() -> None:
+    twice = model("m", 10, copies=Copies(2, 2))
+    bench = on_two_nodes(twice, model("o", 20))
+    bench.touch("m")
+    for name in [*bench.loading]:
+        bench.ready(name)
+    bench.ask("o")
+    assert bench.stopping
+    bench.send(events.PinAsked(bench.now, "m", pinned=True))
+    for name in [*bench.stopping]:
+        bench.gone(name)
+    assert bench.state.models["m"].pinned
 
 
 def test_a_model_that_is_taken_over_at_the_start_has_its_whole_keep_alive() -> None:

@@ -14,7 +14,7 @@ from cotenant.simulation.models import Outcome
 from tests.simulation.seeded import ALL_FAULTS, Mover, SeededWorld, seeded_world
 from tests.simulation.test_healing import HealingWorld
 
-_SEEDS: Final = int(os.environ.get("COTENANT_SIM_SEEDS", "200")) // 4
+_SEEDS: Final = int(os.environ.get("COTENANT_SIM_SEEDS", "200")) // 8
 
 
 def told_of_copies(seeded: SeededWorld) -> Counter[DecisionKind]:

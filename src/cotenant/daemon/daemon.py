@@ -101,9 +101,8 @@ class Daemon:
         readings, exclusive = inputs.inventory.readings.values(), ComputeMode.EXCLUSIVE_PROCESS
         # By port, since two daemons of one user must not write one file.
         logs = LogFolder(options.log_dir / str(sock.getsockname()[1]))
-        memory = HostProbe(clock).memory()
-        kept = configuration.warm_kv_bytes, configuration.warm_kv_dir
-        self._slots = open_slot_store(*kept, memory.total_bytes)
+        kept, ram = (configuration.warm_kv_bytes, configuration.warm_kv_dir), HostProbe(clock).memory()
+        self._slots = open_slot_store(*kept, ram.total_bytes)
         self._hosts = EngineHosts(
             HostInputs(
                 logs,
@@ -187,7 +186,8 @@ class Daemon:
         if self._slots is not None:
             keeper = SlotKeeper(self._slots, view, loop, in_ram=configuration.warm_kv_dir is None)
             self._cards.listeners.append(keeper.measured)
-        self._book = self._nodes and FleetBook(self._nodes, loop, self._mover, self._alerts)
+        nodes = self._nodes
+        self._book = None if nodes is None else FleetBook(nodes, loop, self._mover, self._alerts)
         self._sharing.listeners.append(self._cards.republish)
         active.listeners += [self._mover.republish, self._cards.republish]
         self._adviser = AdviceProcess(active.planned, lambda: self._cards.last, past, options.use_fit_params)

@@ -8,7 +8,12 @@ from cotenant.planning.ledger import Ledger
 from cotenant.scheduling import events, guests, moves, nodes
 from cotenant.scheduling.advice import apply_advice, expire_advice
 from cotenant.scheduling.commands import Command, WakeAt
-from cotenant.scheduling.copies.count import keep_first_copies, serve_copies, settle_copies
+from cotenant.scheduling.copies.count import (
+    is_pinned_copy,
+    keep_first_copies,
+    serve_copies,
+    settle_copies,
+)
 from cotenant.scheduling.copies.serving import in_flight, remember_conversation, serving, with_free_slot
 from cotenant.scheduling.estimates import expire, wait_estimate
 from cotenant.scheduling.housekeeping import (
@@ -36,6 +41,7 @@ from cotenant.scheduling.residency import Residency
 from cotenant.scheduling.state import Outbox, State
 from cotenant.scheduling.transitions import became_ready, exited, lower_claim, resume, unload_when_idle
 
+_BEFORE_PIN = (UnloadReason.OPERATOR, "unloaded before it was pinned")
 _STABLE_S = 30.0
 _DEATHS_WITHOUT_PAUSE = 4
 
@@ -335,8 +341,15 @@ class Scheduler:
         moving = (
             model.spec.name in self.state.reservations and self.state.reservations[model.spec.name].reload
         )
-        if event.pinned and residency is not None and residency.pending_unload is not None and not moving:
-            self._cancel_unload(model, residency, out)
+        for copy in model.all_copies if event.pinned else ():
+            for residency in (self.state.residencies[each] for each in sorted(copy.residencies)):
+                stays = residency.id == copy.residency and (copy is model or is_pinned_copy(copy))
+                if residency.pending_unload is None or (moving and copy is model):
+                    continue
+                if stays:
+                    self._cancel_unload(copy, residency, out)
+                elif residency.gone:
+                    residency.pending_unload = _BEFORE_PIN
         text = "pinned: it stays loaded" if event.pinned else "no longer pinned"
         out.publish(DecisionKind.PINNED, event.model, text)
 
@@ -346,7 +359,7 @@ class Scheduler:
             cancel(self.state, reservation, out)
         resume(self.state, residency, out.at)
         if residency.state is not ResidencyState.READY:
-            residency.pending_unload = (UnloadReason.OPERATOR, "unloaded before it was pinned")
+            residency.pending_unload = _BEFORE_PIN
             self.state.want(model, "it was pinned while it was unloaded")
 
     def _stop_asked(self, out: Outbox) -> None:
