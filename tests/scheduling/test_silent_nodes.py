@@ -382,3 +382,10 @@ def test_a_model_that_is_taken_over_at_the_start_has_its_whole_keep_alive() -> N
     assert not bench.told(DecisionKind.UNLOAD, "m")
     bench.wait(20.0)
     assert "idle 1 m 0 s" in bench.told(DecisionKind.UNLOAD, "m")[-1]
+
+
+def test_one_that_is_to_stay_is_loaded_again_if_an_engine_dies_that_was_found_while_it_loaded() -> None:
+    bench = on_two_nodes(model("pinned", 20, pinned=True))
+    found(bench, "pinned", "GPU-a0", 20, ready=False)
+    bench.die("pinned")
+    assert "pinned" in bench.loading

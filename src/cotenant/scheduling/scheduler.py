@@ -239,6 +239,8 @@ class Scheduler:
                 out.publish(DecisionKind.FAILED, residency.model, text, cause=cause)
         elif residency.state is ResidencyState.LOADING:
             self._failed(model, event, out)
+            if residency.adopted and model.stays and not self.state.stopping:
+                self.state.want(model, "its engine has died, and it is to stay loaded")
             if model.retry_at > event.at and not any(serving(self.state, model)):
                 wait_s = model.retry_at - event.at
                 refuse(self.state, model.queue, RefusalCode.LOAD_FAILED, event.why, out, wait_s, event.cause)
