@@ -109,8 +109,8 @@ _SIBLINGS: dict[str, dict[str, set[str]]] = {
     "daemon": {
         "core": set(),
         "monitors": {"core"},
-        "nodes": {"core", "monitors"},
         "alerting": set(),
+        "nodes": {"core", "monitors", "alerting"},
         "advising": {"core"},
     },
     "engines": {
