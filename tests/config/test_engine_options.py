@@ -162,6 +162,7 @@ def test_what_does_not_go_with_an_engine_is_told(tmp_path: Path, text: str, says
     assert "cotenant.yaml, line 2" in caught.value.message
     assert says in caught.value.message
     assert hint in caught.value.hint
+    assert caught.value.problems[0].endswith(f"({hint})") is hint.startswith("Give it as")
 
 
 @pytest.mark.parametrize("key", ["ctx", "n_ctx", "kv_unified"])

@@ -11,6 +11,8 @@ CONFIG_ISSUE: Final = "issue"
 """The type of pydantic errors that contain our own message."""
 _MAX_SHOWN: Final = 60
 _MEANT: Final = "Did you mean"
+_SHOWN_HINTS: Final = (_MEANT, "Give it as")
+"""Hints that name what belongs there are shown with each problem, others with the first one alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +36,8 @@ def refusal(issues: Sequence[ConfigIssue]) -> BadSetting:
     return BadSetting(
         f"{first} (and {more} more)" if more else str(first),
         hint=f"{first.hint} `cotenant models --check` lists all of them." if more else first.hint,
-        # What was mistyped shows with what was meant.
         problems=tuple(
-            f"{each} ({each.hint})" if each.hint.startswith(_MEANT) else str(each) for each in issues
+            f"{each} ({each.hint})" if each.hint.startswith(_SHOWN_HINTS) else str(each) for each in issues
         ),
     )
 
