@@ -14,6 +14,7 @@ _RULES = {
     "preload",
     "pinned",
     "copies",
+    "listen",
     "priority",
     "timeout_s",
     "answer_timeout_s",

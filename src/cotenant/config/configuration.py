@@ -179,6 +179,7 @@ class ModelEntry:
     an estimate from the file size until it is measured.
     Under MPS it gets `mps_threads_percent` of each card's SMs, None for all, and at most `mps_margin_bytes`
     of memory above the plan, None for no limit.
+    Whoever connects to `listen` has it loaded, and is passed to it.
     Requests that name it follow `rules`, those that name one of its `variants` the rules of that name.
     """
 
@@ -244,6 +245,14 @@ class ModelEntry:
         key="mps_memory_margin_mib",
         flag=None,
         reads="mib_or_none",
+    )
+    listen: Endpoint | None = setting(
+        None,
+        "a port of its own, or HOST:PORT, whose connections load it and are passed to it as they are, for "
+        "kind any; nobody is asked for a key there",
+        flag=None,
+        reads="listen",
+        shown="none",
     )
     rules: RequestRules = NO_RULES
     variants: Mapping[str, RequestRules] = field(default_factory=dict)

@@ -19,6 +19,7 @@ from cotenant.config.configuration import (
 from cotenant.config.keys import instant
 from cotenant.config.scalars import Scalar
 from cotenant.config.values.copies import copies
+from cotenant.config.values.listen import listen
 from cotenant.config.values.nodes import NodesSettings, node, ray_address, tls
 from cotenant.domain.errors import BadQuantity, BadSetting, UsageError
 from cotenant.domain.keys import ApiKey
@@ -70,6 +71,7 @@ _READERS: Final[Mapping[str, Scalar]] = {
     "instant": instant,
     "keep_alive": scalars.keep_alive,
     "layers": scalars.layers,
+    "listen": listen,
     "mib": scalars.whole(0, MAX_MIB),
     "mib_or_none": scalars.mib_or_none(MAX_MIB),
     "model_devices": scalars.words(everything="auto"),

@@ -36,6 +36,7 @@ from cotenant.config.names import NAME, clean_name, free_name
 from cotenant.config.schema import CheckedSettings, Model, RecipeSection
 from cotenant.config.services import services_settings
 from cotenant.config.values.groups import groups_of
+from cotenant.config.values.listen import listen_faults
 from cotenant.config.values.nodes import NodesSettings
 from cotenant.domain.advisors import AdvisorMode
 from cotenant.domain.engine_kinds import DEFAULT_KIND, OLLAMA_ADDRESS, ModelFormat
@@ -88,6 +89,9 @@ class _Resolution:
         listed = {number: entry for number, entry in entries if entry is not None}
         listed = self._companions.with_served_entries(settings.models, listed)
         self._refuse_shared_names(listed)
+        server = self._server()
+        for key, what, hint in listen_faults(settings.models, server.port):
+            self._report(key, what, hint)
         models_dir = self._path(settings.models_dir)
         catalogue = self._catalogue(models_dir)
         others, problems = self._from_folder(catalogue, listed.values())
@@ -96,7 +100,7 @@ class _Resolution:
         return Configuration(
             path=self._checked.path,
             is_empty=not (self._checked.document and self._checked.document.settings),
-            server=self._server(),
+            server=server,
             devices=self._devices(),
             defaults=self._defaults,
             scheduling=SchedulerSettings(

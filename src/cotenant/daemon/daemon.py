@@ -27,7 +27,7 @@ from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.mover import FleetMover
 from cotenant.daemon.core.operator import FleetOperator
 from cotenant.daemon.core.router import FleetRouter
-from cotenant.daemon.core.settings import ApiKeys, scheduler_settings
+from cotenant.daemon.core.settings import ApiKeys, address_of, scheduler_settings
 from cotenant.daemon.cpu_fallback import place_on_this_machine
 from cotenant.daemon.engines import EngineMonitors
 from cotenant.daemon.key_book import StoredKeyBook
@@ -42,6 +42,7 @@ from cotenant.daemon.nodes.cards import NodeCards
 from cotenant.daemon.nodes.parts import NodeParts
 from cotenant.daemon.past_runs import with_margin
 from cotenant.daemon.plans import Plans
+from cotenant.daemon.service_ports import ServicePorts
 from cotenant.daemon.systemd_notify import ServiceManager
 from cotenant.domain.devices import ComputeMode, DeviceId, Inventory, MpsMode
 from cotenant.domain.engines import Endpoint
@@ -286,12 +287,17 @@ class Daemon:
 
     async def _serve_until_stopped(self, after_ready: AfterReady | None) -> None:
         gateway = self._gateway()
-        self._active.listeners.append(lambda: gateway.set_api_keys(self._active.keys.current))
+        ports = ServicePorts(self._router, lambda: self._active.models)
+        await ports.open()
+        self._active.listeners += [
+            lambda: gateway.set_api_keys(self._active.keys.current),
+            ports.follow,
+        ]
         # Imported modules live as long as the daemon: scanning them takes tens of milliseconds, during which
         # no request proceeds.
         gc.collect()
         gc.freeze()
-        address = _address(self._sock)
+        address = address_of(self._sock)
 
         def on_ready() -> None:
             self._reporter.serving(address, self._active.configuration)
@@ -312,9 +318,8 @@ class Daemon:
                 )
             ]
             grace_s = self._inputs.options.grace_s
-            serving = tasks.create_task(
-                serve(gateway, self._sock, stop=self._stop, grace_s=grace_s, on_ready=on_ready)
-            )
+            server = serve(gateway, self._sock, stop=self._stop, grace_s=grace_s, on_ready=on_ready)
+            serving = tasks.create_task(ports.beside(server, self._stop, grace_s))
             hurried = tasks.create_task(self._hurry.wait())
             await asyncio.wait({serving, hurried}, return_when=asyncio.FIRST_COMPLETED)
             for task in (serving, hurried, *others):
@@ -393,8 +398,3 @@ class Daemon:
         """Admit nothing more once asked to stop; requests in flight have the grace period."""
         await self._stop.wait()
         self._loop.post(StopAsked(self._clock.now()))
-
-
-def _address(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return Endpoint({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port).url  # noqa: S104

@@ -1,11 +1,13 @@
 """Options of `serve` that are not in the configuration, and checks of address and keys."""
 
 import ipaddress
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cotenant.config.configuration import Configuration, ServerSettings
+from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import BadSetting, InsecureBind
 from cotenant.domain.keys import ApiKey, check_keys, flat_key
 from cotenant.scheduling.model_spec import SchedulerSettings
@@ -52,6 +54,12 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def address_of(sock: socket.socket) -> str:
+    """Return the URL by which programs of this machine reach a listening socket."""
+    host, port = sock.getsockname()[:2]
+    return Endpoint({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port).url  # noqa: S104
 
 
 def read_api_keys(keys: list[str], key_file: Path | None) -> tuple[str, ...]:
