@@ -3,6 +3,7 @@
 import contextlib
 import json
 import socket
+import subprocess
 import sys
 import threading
 import urllib.error
@@ -55,12 +56,13 @@ class _Bed:
     def connected(self, port: int | None = None) -> socket.socket:
         return socket.create_connection(("127.0.0.1", port or self.ports[0]), timeout=DEADLINE_S)
 
-    def is_open(self, port: int) -> bool:
-        try:
-            self.connected(port).close()
-        except ConnectionRefusedError:
-            return False
-        return True
+
+def _is_open(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S).close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 @pytest.fixture
@@ -134,10 +136,10 @@ def test_ports_follow_the_configuration_without_a_load_and_close_before_their_co
             assert _say(moved, b"c\n") == b"c\n"
         with bed.connected() as broken:
             assert _say(broken, b"d\n") == b""
-        assert not bed.is_open(bed.ports[1])
+        assert not _is_open(bed.ports[1])
 
         bed.daemon.process.terminate()
-        wait_until(lambda: not bed.is_open(bed.ports[2]))
+        wait_until(lambda: not _is_open(bed.ports[2]))
         assert _say(kept, b"e\n") == b"e\n"
     assert bed.daemon.finish() == 0
 
@@ -151,3 +153,28 @@ def test_a_port_in_use_is_told_at_start(tmp_path: Path) -> None:
             assert daemon.finish() != 0
     assert f"listen of m: 127.0.0.1 port {ports[0]} is in use" in daemon.output
     assert "Traceback" not in daemon.output
+
+
+@pytest.mark.slow
+def test_the_port_of_a_remote_model_is_passed_to_its_server(tmp_path: Path) -> None:
+    there, here = _free_ports(2)
+    file = tmp_path / "cotenant.yaml"
+    file.write_text(
+        "server: {host: 127.0.0.1, port: 0}\n"
+        f"models: [{{name: far, kind: any, engine: remote, address: 'http://127.0.0.1:{there}', "
+        f"listen: {here}}}]"
+    )
+    argv = [sys.executable, "-m", "tests.support.engines.line_server", str(there)]
+    server = subprocess.Popen(argv, cwd=_ROOT)
+    try:
+        wait_until(lambda: _is_open(there))
+        with Serving(["serve", "--config", str(file)], tmp_path / "state") as daemon:
+            daemon.address()
+            with socket.create_connection(("127.0.0.1", here), timeout=DEADLINE_S) as connection:
+                assert _say(connection, b"a\n") == b"a\n"
+                server.kill()
+                assert connection.recv(4096) == b""
+            assert daemon.terminate() == 0
+    finally:
+        server.kill()
+        server.wait()
