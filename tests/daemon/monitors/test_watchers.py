@@ -49,7 +49,7 @@ class Posted:
     def record_readings(self, readings: object) -> None:
         pass
 
-    def serve(self, models: object, changed: ModelsChanged) -> None:
+    def serve(self, models: object, changed: ModelsChanged, groups: object = ()) -> None:
         self.events.append(changed)
 
 

@@ -123,7 +123,7 @@ class FleetOperator:
 
     def remote_log(self, name: str) -> RemoteLog | None:
         """Return what reads the log of the model's last engine if that was on another machine."""
-        return self._loop.effects.remote_log(self._loop.fleet.resolve(name))
+        return self._loop.effects.remote_log(model_of(self._loop.fleet.resolve_copy(name)))
 
     async def load(self, name: str) -> None:
         """Load a model, or return if it is loaded. Raises UnknownModel, DoesNotFit or EngineLoadFailed."""
