@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import resource
+import sys
 import time
 from collections import defaultdict
 from dataclasses import replace
@@ -91,7 +92,10 @@ def run(cards: int, models: int, hours: float, per_s: float) -> list[Row]:
     scheduler.took_ms.clear()
     world.expect(traffic(models, per_s, hours * 3600, rng), _PATIENCE_S)
     began, cpu = time.perf_counter(), time.process_time()
-    world.run(until=hours * 3600)
+    for minute in range(1, round(hours * 60) + 1):
+        world.run(until=minute * 60)
+        events, cpu_s = sum(map(len, scheduler.took_ms.values())), time.process_time() - cpu
+        print(f"minute {minute}: {events:,} events, {cpu_s:.0f} s of CPU", file=sys.stderr, flush=True)
     wall_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu
     result = summarize(world)
     total = result.total

@@ -77,14 +77,15 @@ def schedule(state: State, out: Outbox) -> None:
 
 def fulfil_reservations(state: State, out: Outbox) -> None:
     """Load models whose victims are gone; cancel if no one wants the model, or a drain takes too long."""
-    for reservation in [*state.reservations.values()]:
+    limit_s = state.settings.drain_limit_s
+    for name, reservation in [*state.reservations.items()]:
         if reservation.reload is not None:
             continue
-        model = state.models[reservation.model]
-        drained_s, limit_s = out.at - reservation.at, state.settings.drain_limit_s
+        model = state.models[name]
         if state.stopping or not model.cold_and_wanted:
             cancel(state, reservation, out)
-        elif reservation.victims and drained_s >= limit_s and state.drains(reservation):
+        elif reservation.victims and reservation.at + limit_s <= out.at and state.drains(reservation):
+            drained_s = out.at - reservation.at
             text = f"gave up draining after {format_duration(drained_s)}: it is tried again later"
             out.publish(DecisionKind.DRAIN, reservation.model, text)
             cancel(state, reservation, out)
@@ -262,6 +263,8 @@ def _place(now: _Pass, model: ModelState, out: Outbox) -> None:
 
 def _why_on(state: State, model: ModelState, node: str | None) -> str:
     """Return as a clause that a model's file loads sooner on a node than on others, if that is so."""
+    if not model.whole.load_costs:
+        return ""
     costs = {each: model.load_cost_s(each) for each in state.ledger.devices.node_names()}
     slowest = max(costs, key=lambda each: costs[each], default=None)
     if slowest is None or costs[slowest] <= model.load_cost_s(node):

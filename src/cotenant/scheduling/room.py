@@ -100,7 +100,7 @@ class Room:
             altered = self._altered.get(place)
             room = altered.budget_bytes if altered else 0
             sums[readings[order[place]].device.node] += room - rooms.room(place)
-        by_node = [sums[readings[node[0]].device.node] for node in nodes]
+        by_node = [sums[name] for name in self._ledger.devices.node_names()]
         return [
             nodes[index] for index in sorted(nlargest(MOST_NODES, range(len(nodes)), by_node.__getitem__))
         ]

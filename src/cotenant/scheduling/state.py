@@ -195,13 +195,11 @@ class State:
 
     def cold_and_wanted(self) -> list[ModelState]:
         """Return the models that should be loaded and have no residency."""
-        found = []
-        for name in [*self._asked_for]:
-            model = self.models.get(name)
-            if model is not None and model.cold_and_wanted:
-                found.append(model)
-            else:
-                self._asked_for.discard(name)
+        models = self.models
+        asked = [model for name in self._asked_for if (model := models.get(name)) is not None]
+        found = [model for model in asked if model.residency is None and (model.queue or model.wanted)]
+        if len(found) < len(self._asked_for):
+            self._asked_for = {model.spec.name for model in found}
         return found
 
     def models_await_room(self) -> bool:
@@ -210,8 +208,8 @@ class State:
 
     def drains(self, reservation: Reservation) -> bool:
         """Whether a reservation waits for requests of its victims to end."""
-        victims = (self.residencies[each] for each in reservation.victims)
-        return reservation.drains or any(each.state is ResidencyState.DRAINING for each in victims)
+        draining = self.by_state[ResidencyState.DRAINING]
+        return reservation.drains or not reservation.victims.isdisjoint(draining)
 
     def became_cold(self, model: ModelState) -> None:
         """Record that a model has no residency any more; it may be asked for."""
