@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from cotenant.domain.advisors import AdviceStatus, AdvisorStatus
 from cotenant.domain.alerts import Alert, AlertKind
@@ -134,10 +134,16 @@ class Lease:
     _free: Callable[[bool], None] | None
     silence_s: float
     answer_s: float | None
+    _missed: asyncio.Event
 
     async def death(self, within_s: float) -> EngineDied | ModelUnloaded | None:
-        """Return why the engine died, if that is detected within `within_s` seconds; else None."""
-        await asyncio.wait({self._end}, timeout=within_s)
+        """Return why it died; None if that is not seen in `within_s` seconds, or its machine is missed."""
+        missed = asyncio.ensure_future(self._missed.wait())
+        news: set[asyncio.Future[Any]] = {self._end, missed}
+        try:
+            await asyncio.wait(news, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            missed.cancel()
         end = self._end.result() if self._end.done() else None
         if end is not None and end.cuts_requests:
             return ModelUnloaded(f"{end.why} before the answer was complete")

@@ -71,6 +71,26 @@ async def test_a_reading_is_told_when_it_matters_and_every_ten_seconds() -> None
     assert kept.inventory.readings[CARD.id].problem == "it fell off the bus", "only the last one is kept"
 
 
+async def test_while_memory_is_about_to_be_free_what_has_not_changed_is_told_again_soon() -> None:
+    driver, clock, events = Driver(), ManualClock(), EventLog()
+    engines = AgentEngines(None, Gate(lambda: False), events)  # type: ignore[arg-type]
+    readings = Readings(driver, clock, engines, events)
+    first = events.last
+    async with _running(readings):
+        await until(lambda: events.last == first + 1)
+        readings.engine_ended()
+        for told in (2, 3):
+            clock.advance(0.5)
+            await until(lambda told=told: events.last == first + told)
+        clock.advance(5.0)
+        asked = driver.asked
+        readings.engine_changed()
+        await until(lambda: driver.asked > asked)
+        readings.engine_changed()
+        await until(lambda: driver.asked > asked + 1)
+        assert events.last == first + 3
+
+
 @contextlib.asynccontextmanager
 async def _running(readings: Readings):  # type: ignore[no-untyped-def]
     task = asyncio.create_task(readings.run())

@@ -9,7 +9,7 @@ import pytest
 
 from cotenant.clock import SystemClock
 from cotenant.domain.devices import Inventory
-from cotenant.domain.nodes import NodeUnreachable, StaleEpoch, WrongProtocol
+from cotenant.domain.nodes import AgentGone, NodeUnreachable, StaleEpoch, WrongProtocol
 from cotenant.domain.vendors import InventorySource
 from cotenant.nodes import fleet
 from cotenant.nodes.fleet import FleetSettings, Node, NodeFleet, Route
@@ -108,6 +108,9 @@ class Seen:
 
     def silent(self, node: Node, state: Liveness) -> None:
         self.story.append(f"{node.name} {state}")
+
+    def agent_ended(self, node: Node, why: str) -> None:
+        self.story.append(f"{node.name} is {node.state}: {why}")
 
     def superseded(self, error: StaleEpoch) -> None:
         self.story.append(f"superseded: {error.message}")
@@ -244,3 +247,18 @@ async def test_after_lost_events_and_after_its_agent_began_anew_it_is_greeted_ag
         roads.agents["r1"].happens("e9")
         await until(lambda: story[-1] == "b engine_gone 1001")
         assert story.count("b greeted") >= 3
+
+
+async def test_the_end_of_an_agent_is_news_at_once_and_the_next_one_is_greeted() -> None:
+    agent = Agent()
+    roads = Roads(r1=agent)
+    async with running(roads) as (made, story):
+        await until(lambda: story == ["b greeted"])
+        agent.fault = AgentGone("it was killed")
+        await until(lambda: story[1:] == ["b is suspect: it was killed"])
+        await until(lambda: made.problems == {"r1": "it was killed"})
+        roads.agents["r1"] = Agent(base=1000)
+        await until(lambda: story[2:] == ["b greeted"])
+        roads.agents["r1"].happens("e9")
+        await until(lambda: story[3:] == ["b engine_gone 1001"])
+        assert made.problems == {}

@@ -84,3 +84,14 @@ def test_a_node_that_nobody_heard_for_its_lease_is_lost_and_one_just_heard_is_re
             assert one.state is Liveness.READY or one.silent_s(at) >= _RULES.suspect_after_s
         else:
             one.set_blind(what == "blind", at)
+
+
+def test_a_machine_whose_agent_has_ended_is_suspect_at_once_and_lost_by_silence_alone() -> None:
+    node = NodeLiveness(_RULES, 100.0)
+    node.ended(101.0)
+    assert (node.state, node.since) == (Liveness.SUSPECT, 101.0)
+    assert node.check(102.0) is None
+    assert node.check(100.0 + _RULES.lost_after_s) is Liveness.LOST
+    node.ended(200.0)
+    assert node.state is Liveness.LOST
+    assert node.heard(201.0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cotenant.domain.errors import BadRequest
-from cotenant.domain.nodes import BadNodeMessage, NodeUnreachable
+from cotenant.domain.nodes import AgentGone, BadNodeMessage, NodeUnreachable
 from cotenant.nodes.messages import Nothing, OfEngine
 from cotenant.nodes.protocol import BUSY_SLOTS, DOCTOR, error_to_json
 from cotenant.nodes.transport import SocketTransport, ask
@@ -65,8 +65,9 @@ async def test_one_that_sends_junk_is_unreachable_and_called_anew_the_next_time(
         await writer.drain()
 
     async with agent_that(serve, tmp_path / "s") as transport:
-        with pytest.raises(NodeUnreachable, match="the agent of b cannot be reached"):
+        with pytest.raises(NodeUnreachable, match="the agent of b cannot be reached") as failed:
             await ask(transport, "b", BUSY_SLOTS, OfEngine("e"), 60)
+        assert not isinstance(failed.value, AgentGone), "it listens still"
         assert (await ask(transport, "b", BUSY_SLOTS, OfEngine("e"), 60)).busy is None
 
 
@@ -86,8 +87,33 @@ async def test_what_it_answers_is_raised_and_what_it_should_not_answer_is_named(
             await ask(transport, "b", BUSY_SLOTS, OfEngine("e"), 60)
 
 
-async def test_nobody_is_unreachable_with_the_place_to_look(tmp_path: Path) -> None:
+async def test_an_agent_that_is_not_there_is_gone_with_the_place_to_look(tmp_path: Path) -> None:
     transport = SocketTransport(lambda _: tmp_path / "none.sock")
-    with pytest.raises(NodeUnreachable) as failed:
+    with pytest.raises(AgentGone) as failed:
         await ask(transport, "b", DOCTOR, Nothing(), 60)
     assert "none.sock" in failed.value.hint
+
+
+async def test_a_call_that_an_agent_has_not_answered_at_its_end_says_that_it_is_gone(tmp_path: Path) -> None:
+    called = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        called.set()
+        await reader.read()
+
+    connections: list[asyncio.StreamWriter] = []
+
+    async def kept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        await serve(reader, writer)
+
+    server = await asyncio.start_unix_server(kept, tmp_path / "s")
+    transport = SocketTransport(lambda _: tmp_path / "s")
+    asking = asyncio.create_task(ask(transport, "b", BUSY_SLOTS, OfEngine("e"), 60))
+    await called.wait()
+    server.close()
+    connections[0].transport.abort()
+    with pytest.raises(AgentGone):
+        await asking
+    await transport.close()

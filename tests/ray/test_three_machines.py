@@ -1,5 +1,6 @@
 """A model answers from another machine, fails over when that dies, and outlives its daemon: over real Ray."""
 
+import re
 import time
 from pathlib import Path
 
@@ -15,7 +16,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 def test_a_model_is_served_by_another_machine_fails_over_and_outlives_its_daemon(
     bed: RayBed, model: Path
 ) -> None:
-    with daemon_on(bed, "a", model, [{"name": "tiny", "nodes": ["b", "c"]}]) as daemon:
+    # Patient, so that nothing depends on how fast this machine is, and no failover is by silence.
+    patient = {"suspect_after": "30s", "lost_after": "50s"}
+    with daemon_on(bed, "a", model, [{"name": "tiny", "nodes": ["b", "c"]}], **patient) as daemon:
         daemon.until_up()
         assert daemon.chat("tiny")
         nodes = daemon.get("/api/nodes")["nodes"]
@@ -27,10 +30,13 @@ def test_a_model_is_served_by_another_machine_fails_over_and_outlives_its_daemon
         (first,) = daemon.engines()
         assert first in {"b", "c"}
         # All that runs of ours on that machine ends at once.
-        bed.machines[first].kill(AGENT)
         began = time.monotonic()
+        bed.machines[first].kill(AGENT)
         assert daemon.chat("tiny")
         print(f"served again {time.monotonic() - began:.1f} s after its agent was killed")
+        # Whoever noticed it need not have waited for its silence, nor for its memory.
+        assert f"the agent of {first} has ended, with all its engines: nothing new goes there" in daemon.log
+        assert not re.search("not_freed|has not answered for .*: nothing new goes there", daemon.log)
         served = daemon.engines()
         daemon.kill()
         began = time.monotonic()

@@ -178,6 +178,8 @@ class Agent:
         self._secrets = asked.secrets
         if asked.gate is not None:
             await self.gate.open(asked.gate)
+        # Engines may have ended that the daemon hears of only now, with an agent before this one.
+        self.readings.engine_ended()
         seq, reading, builds = self._events.last, await self._reading(), await self._found_builds()
         return HelloAnswer(
             Identity(_machine_id(), _boot_id(), self._options.fleet, self._options.name),

@@ -19,6 +19,7 @@ from cotenant.planning.compute_modes import Admission
 
 _RECLAIM_S: Final = 0.05
 _RECLAIM_FOR_S: Final = 5.0
+_RECLAIM_REPORT_S: Final = 0.5
 _BUSY_S: Final = 1.0
 _QUIET_S: Final = 10.0
 _CHANGE_BYTES: Final = 64 * MIB
@@ -32,9 +33,9 @@ Admissions = Callable[[Inventory, Mapping[int, str]], tuple[Mapping[DeviceId, Ad
 class Readings:
     """Reads the devices every second while engines run, else every ten, and often when one has just ended.
 
-    A reading is reported if memory has changed by more
-    than 64 MiB since the last report, if a process has come or gone, if other engines are admitted, and every
-    ten seconds.
+    A reading is reported if memory has changed by more than 64 MiB since the last report, if a process has
+    come or gone, if other engines are admitted, and every ten seconds; every half a second while memory is
+    about to be free, since somebody waits to see that.
     """
 
     probe: GpuProbe
@@ -55,7 +56,7 @@ class Readings:
         self._changed.set()
 
     def engine_ended(self) -> None:
-        """Look often for a while: its memory is about to be free."""
+        """Look often for a while: memory is about to be free."""
         self._ended_at = self.clock.now()
         self._changed.set()
 
@@ -76,14 +77,18 @@ class Readings:
         while True:
             found = await self.measure()
             now = self.clock.now()
-            due = self._reported is None or now - self._reported_at >= _QUIET_S
+            every_s = _RECLAIM_REPORT_S if self._is_reclaiming(now) else _QUIET_S
+            due = self._reported is None or now - self._reported_at >= every_s
             if due or (self._reported is not None and _differ(self._reported, found)):
                 self.events.add(found)
                 self._reported, self._reported_at = found, now
             await self._pause()
 
+    def _is_reclaiming(self, now: float) -> bool:
+        return now - self._ended_at < _RECLAIM_FOR_S
+
     async def _pause(self) -> None:
-        if self.clock.now() - self._ended_at < _RECLAIM_FOR_S:
+        if self._is_reclaiming(self.clock.now()):
             # At most a fifth of a core: with many cards a reading takes long.
             await asyncio.sleep(max(_RECLAIM_S, 4 * self._took_s))
             return

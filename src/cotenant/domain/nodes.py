@@ -11,6 +11,10 @@ class NodeUnreachable(NodeError):
     """The agent of a machine did not answer; it may have done what it was asked for."""
 
 
+class AgentGone(NodeUnreachable):
+    """No agent runs on a machine that can be reached: its engines have ended with it."""
+
+
 class BadNodeMessage(NodeError):
     """A message between daemon and agent cannot be read."""
 

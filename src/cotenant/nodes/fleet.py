@@ -10,7 +10,7 @@ from typing import Final, Protocol
 from cotenant import __version__
 from cotenant.clock import Clock
 from cotenant.domain.errors import CotenantError
-from cotenant.domain.nodes import BadNodeMessage, NodeUnreachable, StaleEpoch, WrongProtocol
+from cotenant.domain.nodes import AgentGone, BadNodeMessage, NodeUnreachable, StaleEpoch, WrongProtocol
 from cotenant.nodes.liveness import Liveness, LivenessRules, NodeLiveness
 from cotenant.nodes.messages import AgentEvent, GateSettings, Hello, HelloAnswer, Poll, Release, Renew
 from cotenant.nodes.protocol import HELLO, POLL, RELEASE, RENEW, Json
@@ -92,6 +92,9 @@ class NodeListener(Protocol):
 
     def silent(self, node: Node, state: Liveness) -> None:
         """It has become suspect or lost."""
+
+    def agent_ended(self, node: Node, why: str) -> None:
+        """Its agent has ended, and all its engines; the machine is suspect until another one answers."""
 
     def superseded(self, error: StaleEpoch) -> None:
         """Another daemon, which began later, commands the machines: this one must end."""
@@ -211,11 +214,18 @@ class NodeFleet:
         """Greet the agent at the end of a route, listen to it, and greet it again when that fails."""
         while True:
             pause_s = _RETRY_S
+            node = None
             try:
                 node = await self._greet(route)
                 if node is not None:
                     self.problems.pop(route.id, None)
                     await self._listen(node, route)
+            except AgentGone as error:
+                self._note(route, error.message)
+                if node is not None and node.route.id == route.id:
+                    node.last_event = None
+                    node.liveness.ended(self.clock.now())
+                    self.listener.agent_ended(node, error.message)
             except StaleEpoch as error:
                 self.listener.superseded(error)
                 return
@@ -309,6 +319,8 @@ class NodeFleet:
             try:
                 if await self._renew(node, node.stamp):
                     return
+            except AgentGone:
+                raise
             except NodeUnreachable as error:
                 self._note(route, error.message)
                 await asyncio.sleep(_RETRY_S)
@@ -330,6 +342,8 @@ class NodeFleet:
             poll = Poll(node.last_event, _POLL_S)
             try:
                 found = await ask(self.launcher, route.id, POLL, poll, _POLL_S + _ANSWER_S)
+            except AgentGone:
+                raise
             except NodeUnreachable:
                 await asyncio.sleep(_RETRY_S)
                 continue

@@ -48,6 +48,11 @@ class NodeLiveness:
         self.state, self.since = Liveness.READY, at
         return True
 
+    def ended(self, at: float) -> None:
+        """Note that its agent has ended: it is suspect at once."""
+        if self.state is Liveness.READY:
+            self.state, self.since = Liveness.SUSPECT, at
+
     def set_blind(self, blind: bool, at: float) -> None:
         """Note that the way to all nodes is gone, or there again."""
         if self._blind_since is not None:

@@ -7,11 +7,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
-from cotenant.domain.nodes import BadNodeMessage, NodeUnreachable
+from cotenant.domain.nodes import AgentGone, BadNodeMessage, NodeUnreachable
 from cotenant.nodes.messages import ErrorBody
 from cotenant.nodes.protocol import MAX_LINE_BYTES, Json, Method, error_from, from_json, to_json
+
+_CLOSES_WITHIN_S: Final = 0.05
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -24,7 +26,7 @@ class Transport(Protocol):
         """Return the result of a method of a node's agent.
 
         Raises the CotenantError that the agent answered, or NodeUnreachable if no answer came within
-        `timeout_s`: the agent may have done it all the same.
+        `timeout_s`: the agent may have done it all the same. AgentGone if there is no agent any more.
         """
 
 
@@ -45,7 +47,7 @@ class SocketTransport:
     _opening: dict[str, asyncio.Lock] = field(default_factory=dict)
 
     async def call(self, node: str, method: str, params: Json, timeout_s: float) -> Json:
-        """Return the result of a method. Raises what the agent answered, or NodeUnreachable."""
+        """Return the result of a method. Raises what the agent answered, NodeUnreachable or AgentGone."""
         try:
             async with asyncio.timeout(timeout_s):
                 return await (await self._connection(node)).call(method, params)
@@ -54,7 +56,8 @@ class SocketTransport:
                 f"the agent of {node} did not answer `{method}` in {timeout_s:g} s"
             ) from None
         except OSError as error:
-            raise NodeUnreachable(
+            kind = NodeUnreachable if await self._listens(node) else AgentGone
+            raise kind(
                 f"the agent of {node} cannot be reached: {error.strerror or error}",
                 hint=f"Is it running? `cotenant agent` listens on {self.path_of(node)}.",
             ) from error
@@ -63,6 +66,25 @@ class SocketTransport:
         """Close all connections."""
         while self._open:
             await self._open.popitem()[1].close()
+
+    async def _listens(self, node: str) -> bool:
+        """Whether there is an agent: one that is about to end accepts connections, and closes them."""
+        try:
+            reader, writer = await asyncio.open_unix_connection(self.path_of(node))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError:
+            return True
+        try:
+            async with asyncio.timeout(_CLOSES_WITHIN_S):
+                await reader.read(1)
+        except TimeoutError:
+            return True
+        except OSError:
+            return False
+        finally:
+            writer.close()
+        return False
 
     async def _connection(self, node: str) -> "_Connection":
         async with self._opening.setdefault(node, asyncio.Lock()):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from cotenant.domain.errors import CotenantError
-from cotenant.domain.nodes import NodeUnreachable
+from cotenant.domain.nodes import AgentGone, NodeUnreachable
 from cotenant.nodes.paths import AgentFolder
 from cotenant.nodes.protocol import Json, error_to_json
 from cotenant.nodes.transport import SocketTransport
@@ -16,7 +16,6 @@ from cotenant.ray.environment import agent_environment
 
 _START_S: Final = 20.0
 _TRY_AGAIN_S: Final = 0.05
-_NOBODY_LISTENS: Final = (FileNotFoundError, ConnectionRefusedError)
 _DETACH: Final = (
     "import os, sys; os.fork() and os._exit(0); os.setsid(); "
     "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
@@ -38,61 +37,82 @@ class Shim:
 
     def __init__(self, fleet: str) -> None:
         self._fleet = fleet
+        self._name = os.environ.get(_FLAGS["--name"]) or os.uname().nodename
         self._folder = AgentFolder.of(fleet)
         self._transport = SocketTransport(lambda _: self._folder.socket)
-        self._starting = asyncio.Lock()
+        self._starting: asyncio.Task[None] | None = None
+        self._heard = False
 
     async def call(self, method: str, params: Json, timeout_s: float) -> Json:
-        """Return `{"result": …}` or `{"error": ErrorBody}`: Ray cannot carry every exception."""
+        """Return `{"result": …}` or `{"error": ErrorBody}`: Ray cannot carry every exception.
+
+        That an agent has ended which answered before is said to each call until the next one listens.
+        """
         try:
             try:
-                return {"result": await self._transport.call("", method, params, timeout_s)}
-            except NodeUnreachable as error:
-                if not isinstance(error.__cause__, _NOBODY_LISTENS):
-                    raise
-            await self._start()
-            return {"result": await self._transport.call("", method, params, timeout_s)}
+                return {"result": await self._call(method, params, timeout_s)}
+            except AgentGone as error:
+                starting = self._start_agent()
+                if self._heard:
+                    raise AgentGone(f"the agent of {self._name} has ended, with all its engines") from error
+            await asyncio.shield(starting)
+            return {"result": await self._call(method, params, timeout_s)}
         except CotenantError as error:
             return {"error": error_to_json(error)}
+
+    async def _call(self, method: str, params: Json, timeout_s: float) -> Json:
+        found = await self._transport.call(self._name, method, params, timeout_s)
+        self._heard = True
+        return found
+
+    def _start_agent(self) -> "asyncio.Task[None]":
+        """Return what starts the agent, or has begun to."""
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+            self._starting.add_done_callback(self._start_ended)
+        return self._starting
+
+    def _start_ended(self, starting: "asyncio.Task[None]") -> None:
+        self._starting = None
+        if starting.cancelled() or starting.exception() is not None:
+            # Why it failed is said to the next call, which waits for another try.
+            self._heard = False
 
     async def environment(self) -> Mapping[str, str]:
         """Return what Ray was started with here, but for what is secret."""
         return {k: v for k, v in os.environ.items() if k.startswith("RAY_") and k != "RAY_AUTH_TOKEN"}
 
     async def _start(self) -> None:
-        """Start the agent, unless somebody just has, and return once it listens. Raises NodeUnreachable."""
-        async with self._starting:
-            if await self._listens():
-                return
-            path = self._folder.log
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            given = [
-                arg for flag, name in _FLAGS.items() if name in os.environ for arg in (flag, os.environ[name])
-            ]
-            agent = ("-m", "cotenant.cli.main", "agent", "--fleet", self._fleet, *given)
-            with path.open("ab") as log:
-                began = log.tell()
-                await asyncio.to_thread(
-                    subprocess.run,
-                    [sys.executable, "-c", _DETACH, *agent],
-                    env=agent_environment(os.environ),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    cwd="/",
-                    check=True,
-                )
-            try:
-                async with asyncio.timeout(_START_S):
-                    while not await self._listens():  # noqa: ASYNC110 — the agent is no child of ours
-                        await asyncio.sleep(_TRY_AGAIN_S)
-            except TimeoutError:
-                lines = path.read_bytes()[began:].decode(errors="replace").split("\n")
-                said = " ".join(line.strip() for line in lines[-4:] if line.strip())
-                raise NodeUnreachable(
-                    f"the agent did not start within {_START_S:g} s: {said or 'it said nothing'}",
-                    hint=f"Its log is {path}.",
-                ) from None
+        """Start the agent, and return once it listens. Raises NodeUnreachable."""
+        path = self._folder.log
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        given = [
+            arg for flag, name in _FLAGS.items() if name in os.environ for arg in (flag, os.environ[name])
+        ]
+        agent = ("-m", "cotenant.cli.main", "agent", "--fleet", self._fleet, *given)
+        with path.open("ab") as log:
+            began = log.tell()
+            await asyncio.to_thread(
+                subprocess.run,
+                [sys.executable, "-c", _DETACH, *agent],
+                env=agent_environment(os.environ),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                check=True,
+            )
+        try:
+            async with asyncio.timeout(_START_S):
+                while not await self._listens():  # noqa: ASYNC110 — the agent is no child of ours
+                    await asyncio.sleep(_TRY_AGAIN_S)
+        except TimeoutError:
+            lines = path.read_bytes()[began:].decode(errors="replace").split("\n")
+            said = " ".join(line.strip() for line in lines[-4:] if line.strip())
+            raise NodeUnreachable(
+                f"the agent did not start within {_START_S:g} s: {said or 'it said nothing'}",
+                hint=f"Its log is {path}.",
+            ) from None
 
     async def _listens(self) -> bool:
         try:

@@ -101,10 +101,14 @@ class DevicesRead(Event):
 
 @dataclass(frozen=True, slots=True)
 class NodeSilent(Event):
-    """A node has not answered for `silent_s`: nothing new goes there; its models may be loaded elsewhere."""
+    """A node has not answered for `silent_s`: nothing new goes there; its models may be loaded elsewhere.
+
+    `why` is a sentence without its period that says more, if more is known.
+    """
 
     node: str
     silent_s: float
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ def silent(state: State, event: NodeSilent, out: Outbox) -> None:
     """Place nothing new on a node, and let its models be loaded elsewhere."""
     if event.node in state.ledger.silent:
         return
-    why = f"node {event.node} has not answered for {format_duration(event.silent_s)}"
+    why = event.why or f"node {event.node} has not answered for {format_duration(event.silent_s)}"
     state.ledger.silence(event.node, why)
     _cancel_reservations(state, event.node, why, out)
     here = _on(state, event.node)

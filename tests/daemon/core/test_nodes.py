@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -139,4 +140,23 @@ async def test_a_suspended_model_is_told_as_that() -> None:
     daemon.loop.post(NodeSilent(daemon.loop.clock.now(), node, 3.0))
     assert daemon.operator.statuses()[0].state == "suspended"
     assert daemon.operator.statuses()[0].others == ()
+    await daemon.loop.stop(0)
+
+
+async def test_a_request_that_failed_on_a_silent_machine_waits_for_no_news_of_its_engine() -> None:
+    daemon, _ = await on_two_nodes()
+    (status, _) = daemon.operator.statuses()
+    (node,) = {d.node for d in daemon.view.devices() if d.id in status.devices}
+    lease = daemon.router.try_lease(status.name)
+    assert lease is not None
+    waiting = asyncio.create_task(lease.death(600.0))
+    daemon.loop.effects.miss("another", True)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    daemon.loop.effects.miss(node, True)
+    async with asyncio.timeout(60):
+        assert await waiting is None
+    daemon.loop.effects.miss(node, False)
+    assert await lease.death(0.01) is None
+    lease.release()
     await daemon.loop.stop(0)

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +26,14 @@ from cotenant.daemon.nodes.cards import NodeCards
 from cotenant.daemon.nodes.files import NodeFiles
 from cotenant.daemon.nodes.hosts import NodeHosts
 from cotenant.daemon.nodes.machines import Machines
+from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.models import Recipe
 from cotenant.domain.nodes import NodeUnreachable
+from cotenant.domain.requests import LeaseTerms
 from cotenant.interfaces import Engine, EngineOrder
 from cotenant.nodes.engine_host import NodeEngineHost
 from cotenant.nodes.fleet import FleetSettings, NodeFleet, Route
-from cotenant.nodes.liveness import LivenessRules
+from cotenant.nodes.liveness import Liveness, LivenessRules
 from cotenant.nodes.protocol import Json
 from cotenant.nodes.transport import SocketTransport
 from cotenant.planning.budgets import BudgetRules
@@ -210,3 +214,28 @@ async def test_what_ran_on_a_lost_machine_is_forgotten_and_taken_over_when_it_is
             only.road.closed = False
             await until(lambda: only.engine_pids() == [pid])
             await until(lambda: only.parts.operator.statuses()[0].state == "ready")
+
+
+async def test_when_an_agent_is_killed_its_engines_are_gone_at_once_and_its_memory_with_the_next_one(
+    tmp_path: Path, model: Path
+) -> None:
+    with contextlib.ExitStack() as agents:
+        first = agents.enter_context(machine_b(tmp_path))
+        async with daemon(first, model, 1) as only:
+            await only.parts.operator.load("m")
+            lease = only.parts.router.try_lease("m")
+            assert lease is not None
+            os.kill(first.pid, signal.SIGKILL)
+            async with asyncio.timeout(60):
+                death = await lease.death(600.0)
+            assert "cannot be reached" in str(death)
+            lease.release()
+            assert only.fleet.nodes["b"].state is Liveness.SUSPECT
+            waiting = asyncio.create_task(only.parts.router.lease("m", LeaseTerms(600.0)))
+            flags = ("--gpus", str(tmp_path / "machine.yaml"), "--llama-server", str(fake_server(tmp_path)))
+            agents.enter_context(agent(tmp_path, *flags))
+            (await waiting).release()
+            kinds = [each.kind for each in only.parts.operator.why("m")]
+            assert kinds.count(DecisionKind.READY) == 2
+            assert DecisionKind.FREED in kinds
+            assert DecisionKind.NOT_FREED not in kinds

@@ -18,8 +18,8 @@ OURS = {leaf for leaf in _leaves(CotenantError) if leaf.__module__ in (errors.__
 
 
 def test_every_leaf_of_the_exception_tree_has_a_status_and_nothing_else_has():
-    # EngineHung is an EngineDied too, with a status of its own.
-    assert set(HTTP_PROBLEMS) == OURS | {errors.EngineDied}
+    # EngineHung is an EngineDied too, with a status of its own, and AgentGone a NodeUnreachable.
+    assert set(HTTP_PROBLEMS) == OURS | {errors.EngineDied, nodes.NodeUnreachable}
 
 
 @pytest.mark.parametrize("leaf", sorted(OURS, key=lambda leaf: leaf.__name__))

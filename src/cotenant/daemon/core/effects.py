@@ -41,7 +41,8 @@ class Running:
     """An engine that was started for a residency; `end` is set once it has ended.
 
     `post` takes the events about it, and `in_flight` counts its leases. `loaded_bytes` is how much of the
-    model was read when last seen. One that is `forgotten` is left alone.
+    model was read when last seen. One that is `forgotten` is left alone. `missed` is set while its node is
+    silent.
     """
 
     model: str
@@ -57,6 +58,7 @@ class Running:
     cuts_requests: bool = False
     loaded_bytes: LoadedBytes | None = None
     forgotten: bool = False
+    missed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def ready_engine(self) -> Engine:
@@ -165,6 +167,12 @@ class Effects:
             running.slot_reaper.close()
         running.end.set_result(EngineEnd(f"{running.model} has ended: {why}", Cause.NODE_LOST))
         asyncio.get_running_loop().call_soon(running.task.cancel)
+
+    def miss(self, node: str, missed: bool) -> None:
+        """Note that a node is silent, or answers: requests that failed there wait for no news of it."""
+        for running in self.running.values():
+            if running.placement.node == node:
+                (running.missed.set if missed else running.missed.clear)()
 
     def stop(self, residency: ResidencyId, *, cuts_requests: bool = False, moved: bool = False) -> None:
         """End an engine; EngineExited is posted.

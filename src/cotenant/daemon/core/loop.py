@@ -230,7 +230,12 @@ class Loop:
         free = partial(self._release, lease, residency)
         entry = self.fleet.entries.get(running.model) or self.guests[running.model].entry
         return Lease(
-            running.ready_engine.endpoint, running.end, free, entry.timeout_s, entry.answer_timeout_s
+            running.ready_engine.endpoint,
+            running.end,
+            free,
+            entry.timeout_s,
+            entry.answer_timeout_s,
+            running.missed,
         )
 
     def _release(self, lease: LeaseId, residency: ResidencyId, abandoned: bool) -> None:

@@ -42,6 +42,7 @@ class Machines:
         host = self._hosts.of(node.name)
         host.gate = node.hello.gate
         found = host.reconcile(node.hello.engines)
+        self._loop.effects.miss(node.name, False)
         self._loop.post(NodeBack(self._loop.clock.now(), node.name))
         self._cards.take(node.name, node.hello.reading)
         self._sharing.tell(node.name)
@@ -64,12 +65,23 @@ class Machines:
         silent_s = node.liveness.silent_s(now)
         if state is Liveness.SUSPECT:
             self._loop.post(NodeSilent(now, node.name, silent_s))
+            self._loop.effects.miss(node.name, True)
         else:
             why = f"{node.name} has not answered for {silent_s:.0f} s"
             # First the core, which leaves its engines alone: they may still answer clients.
             self._loop.post(NodeLost(now, node.name, why))
             self._hosts.of(node.name).lose_all(why)
             self._cards.lost(node.name)
+        self._changed()
+
+    def agent_ended(self, node: Node, why: str) -> None:
+        """Place nothing on the machine until its next agent answers, and count its engines as gone."""
+        if node.state is Liveness.LOST:
+            return
+        now = self._loop.clock.now()
+        # First the core: a model whose engine has ended there need not wait for that memory.
+        self._loop.post(NodeSilent(now, node.name, node.liveness.silent_s(now), why))
+        self._hosts.of(node.name).lose_all(why)
         self._changed()
 
     def superseded(self, error: StaleEpoch) -> None:

@@ -88,6 +88,7 @@ HTTP_PROBLEMS: Final[dict[type[CotenantError], HttpProblem]] = {
     errors.GeneratedFileEdited: HttpProblem(409, _INVALID, hopeless=True),
     errors.GeneratedFileFailed: _OPERATOR_ERROR,
     nodes.NodeUnreachable: HttpProblem(503, retry_after_s=2),
+    nodes.AgentGone: HttpProblem(503, retry_after_s=2),
     nodes.BadNodeMessage: HttpProblem(502),
     nodes.WrongProtocol: HttpProblem(503, hopeless=True),
     nodes.StaleEpoch: HttpProblem(503, hopeless=True),
