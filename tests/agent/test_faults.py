@@ -6,14 +6,23 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from cotenant import __version__
-from cotenant.domain.errors import BadRequest, BadSetting, EngineLoadFailed, EngineMissing
+from cotenant.domain.engines import InstallOrder, InstallStage, InstallStep
+from cotenant.domain.errors import (
+    BadRequest,
+    BadSetting,
+    EngineInstallFailed,
+    EngineLoadFailed,
+    EngineMissing,
+)
 from cotenant.domain.nodes import BadNodeMessage, NodeUnreachable, WrongProtocol
 from cotenant.nodes.messages import Hello, InstallEngine, Nothing, OfEngine
 from cotenant.nodes.protocol import (
@@ -140,9 +149,48 @@ async def test_the_builds_of_a_machine_are_listed_and_another_is_refused_in_word
     async with Daemon(there).connected() as daemon:
         found = await ask(daemon.transport, "b", BUILDS, Nothing(), 60)
         assert found.builds == daemon.answer.builds
+        assert found.chosen is not None
+        assert found.builds[found.chosen].program == str(there.folder / "fake-llama-server")
         assert str(there.folder / "fake-llama-server") in [build.program for build in found.builds]
         with pytest.raises(BadRequest, match="no build 'quantum'"):
-            await ask(daemon.transport, "b", INSTALL_ENGINE, InstallEngine(1, "quantum"), 60)
+            await ask(daemon.transport, "b", INSTALL_ENGINE, InstallEngine(1, InstallOrder("quantum")), 60)
+
+
+@pytest.mark.slow
+async def test_an_install_on_a_machine_says_what_it_does_and_how_it_ended(there: AgentProcess) -> None:
+    go_on = threading.Event()
+
+    class Index(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            go_on.wait(60)
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Index) as index:
+        threading.Thread(target=index.serve_forever, args=(0.01,), daemon=True).start()
+        order = InstallOrder("cpu", f"http://127.0.0.1:{index.server_port}")
+        async with Daemon(there).connected() as daemon:
+            (dry,) = [step async for step in daemon.host.install(replace(order, dry_run=True))]
+            assert f"--index-url {order.index}" in dry.text
+            steps = daemon.host.install(order)
+            assert await anext(steps) == dry
+            with pytest.raises(BadRequest, match="b installs an engine already"):
+                await anext(daemon.host.install(order))
+            go_on.set()
+            output: list[InstallStep] = []
+            with pytest.raises(EngineInstallFailed, match="No matching distribution"):
+                await _all_of(steps, output)
+            assert {step.stage for step in output} == {InstallStage.OUTPUT}
+            assert any("No matching distribution" in step.text for step in output)
+            assert await anext(daemon.host.install(order)) == dry, "another may follow"
+        index.shutdown()
+
+
+async def _all_of(steps: AsyncIterator[InstallStep], into: list[InstallStep]) -> None:
+    async for step in steps:
+        into.append(step)
 
 
 @pytest.mark.slow

@@ -7,11 +7,20 @@ from pathlib import Path
 import pytest
 
 from cotenant.domain.engine_kinds import EngineKind
-from cotenant.domain.engines import Endpoint, EngineBuild
-from cotenant.domain.errors import EngineLoadFailed, EngineMissing
+from cotenant.domain.engines import Endpoint, EngineBuild, InstallOrder, InstallStage, InstallStep
+from cotenant.domain.errors import EngineInstallFailed, EngineLoadFailed, EngineMissing
 from cotenant.domain.nodes import NodeUnreachable, StaleEpoch
 from cotenant.nodes.engine_host import NodeEngineHost
-from cotenant.nodes.messages import EngineBecameReady, EngineGone, EngineState, EngineStatus, GateAddress
+from cotenant.nodes.messages import (
+    EngineBecameReady,
+    EngineGone,
+    EngineState,
+    EngineStatus,
+    ErrorBody,
+    GateAddress,
+    InstallBegun,
+    InstallProgress,
+)
 from cotenant.nodes.protocol import Json, to_json
 from tests.support.engines.orders import host_order
 from tests.support.waiting import until
@@ -159,3 +168,40 @@ async def test_after_a_hello_ours_are_as_the_agent_says_and_others_are_offered()
     await until(lambda: [each["id"] for each in transport.named("stop")] == ["unwanted"])
     host.take(EngineGone("unwanted"))
     await host.close()
+
+
+async def test_an_install_is_followed_to_its_end_whatever_else_is_said() -> None:
+    begun = InstallBegun("pip install x", "cuda", ("A note.",), number=3)
+
+    async def answer(method: str, params: Json) -> Json:
+        assert (method, params["epoch"]) == ("install_engine", 7)
+        # Events may come before the answer, also those of another install.
+        host.take(InstallProgress(2, error=ErrorBody("engine_install_failed", "an earlier one")))
+        host.take(InstallProgress(3, "Collecting x"))
+        return to_json(begun)
+
+    host = host_of(Scripted(answer))
+    steps = host.install(InstallOrder())
+    assert [(await anext(steps)).text for _ in range(3)] == ["pip install x", "A note.", "Collecting x"]
+    host.take(InstallProgress(3, build=BUILD))
+    (last,) = [step async for step in steps]
+    assert last == InstallStep(InstallStage.INSTALLED, "llama-server b1", "cuda", BUILD)
+
+
+async def test_an_install_that_fails_or_is_not_heard_of_any_more_is_an_error() -> None:
+    async def answer(method: str, params: Json) -> Json:
+        return to_json(InstallBegun("pip install x", "cuda", number=1))
+
+    host = host_of(Scripted(answer))
+    failing = host.install(InstallOrder())
+    await anext(failing)
+    host.take(InstallProgress(1, error=ErrorBody("engine_install_failed", "pip failed", "Try again.")))
+    with pytest.raises(EngineInstallFailed, match="pip failed"):
+        await anext(failing)
+    for silence in (lambda: host.lose_all("b is lost"), lambda: host.reconcile(())):
+        unheard = host.install(InstallOrder())
+        await anext(unheard)
+        silence()
+        with pytest.raises(NodeUnreachable, match="was not heard while it installed") as caught:
+            await anext(unheard)
+        assert caught.value.hint == "What came of it: cotenant engine list --node b"

@@ -36,6 +36,7 @@ from cotenant.nodes.messages import (
     GateAddress,
     HelloAnswer,
     Identity,
+    InstallProgress,
     ReadingTaken,
     Start,
 )
@@ -113,6 +114,7 @@ def test_every_event_arrives_as_what_it_is() -> None:
         EngineLeft("e", error=error, seq=4),
         EngineGone("e", 5),
         FileProgress(Path("/m"), 5, 10, error=error, seq=6),
+        InstallProgress(1, "a line", BUILD, error, seq=7),
     )
     assert through_json(Events(events, 1.5)) == Events(events, 1.5)
 

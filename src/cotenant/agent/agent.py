@@ -15,7 +15,7 @@ from cotenant.agent.engines import AgentEngines
 from cotenant.agent.events import EventLog
 from cotenant.agent.files import statuses
 from cotenant.agent.gate import Gate
-from cotenant.agent.installs import install_for
+from cotenant.agent.installs import Installer
 from cotenant.agent.lease import Epoch, Lease
 from cotenant.agent.logs import read_log
 from cotenant.agent.pulls import Puller
@@ -23,13 +23,14 @@ from cotenant.agent.readings import Readings
 from cotenant.clock import Clock
 from cotenant.concurrency.detached_thread import run_in_detached_thread
 from cotenant.domain.devices import ComputeMode, DeviceId, Inventory
-from cotenant.domain.engines import EngineBuild
+from cotenant.domain.engines import EngineBuild, FoundBuilds
 from cotenant.domain.errors import BadRequest, BadSetting, CotenantError
 from cotenant.domain.nodes import WrongProtocol
 from cotenant.domain.units import format_duration
 from cotenant.engines.hosts import EngineHosts, HostInputs
-from cotenant.engines.llama_cpp.builds import discover
+from cotenant.engines.llama_cpp.builds import discover, survey
 from cotenant.engines.process.log_folder import LogFolder
+from cotenant.hardware.gpus.inventory import probe
 from cotenant.hardware.model_cache.load_progress import loaded_bytes
 from cotenant.hardware.process_memory import ProbeMeter
 from cotenant.interfaces import GpuProbe
@@ -65,6 +66,7 @@ class Agent:
     def __init__(self, options: AgentOptions, probe: GpuProbe, clock: Clock, found: Inventory) -> None:
         self._options = options
         self._found = found
+        self._clock = clock
         self.lease = Lease(options.state_dir / "lease")
         self._epoch = Epoch(options.state_dir / "epoch")
         self._events = EventLog()
@@ -94,7 +96,7 @@ class Agent:
         self.engines.ended = self._engine_ended
         self._builds: asyncio.Task[tuple[EngineBuild, ...]] | None = None
         self._renewed = asyncio.Event()
-        self._installing = asyncio.Lock()
+        self._installer = Installer(options.name, self._events, self._forget_builds)
         self._puller = Puller(options.name, self._events)
         handlers: tuple[tuple[Method[Any, Any], Callable[[Any], Awaitable[Any]]], ...] = (
             (protocol.HELLO, self._hello),
@@ -273,16 +275,21 @@ class Agent:
         self._puller.pull(asked)
         return Nothing()
 
-    async def _list_builds(self, _: Nothing) -> messages.Builds:
-        self._builds = None
-        return messages.Builds(await self._found_builds())
+    async def _list_builds(self, _: Nothing) -> FoundBuilds:
+        inventory = await self._measure_own()
+        self._forget_builds()
+        return await asyncio.to_thread(survey, self._options.llama_server, inventory)
 
-    async def _install_engine(self, asked: messages.InstallEngine) -> messages.Builds:
+    async def _install_engine(self, asked: messages.InstallEngine) -> messages.InstallBegun:
         self._epoch.obey(asked.epoch)
-        async with self._installing:
-            inventory = (await self.readings.measure()).inventory
-            await asyncio.to_thread(install_for, inventory, asked)
-        return await self._list_builds(Nothing())
+        return await self._installer.begin(asked.order, await self._measure_own())
+
+    async def _measure_own(self) -> Inventory:
+        """Measure the machine's own devices: described ones do not decide which build can run here."""
+        return await run_in_detached_thread(lambda: probe(None, self._clock).inventory())
+
+    def _forget_builds(self) -> None:
+        self._builds = None
 
     async def _doctor(self, _: Nothing) -> messages.DoctorReport:
         if self._options.examine is None:

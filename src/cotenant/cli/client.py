@@ -88,11 +88,18 @@ class Daemon:
         return self._body("GET", path, None, accept=_TEXT)
 
     def lines(self, path: str, payload: object) -> Iterator[Any]:
-        """Send a request and yield the JSON of each line of the response, as they arrive."""
+        """Send a request and yield the JSON of each line of the response, as they arrive.
+
+        Raises the error that a line is.
+        """
         rest = b""
         for piece in self._body("POST", path, None, payload):
             *whole, rest = (rest + piece).split(b"\n")
-            yield from (json.loads(line) for line in whole if line)
+            for line in filter(None, whole):
+                value = json.loads(line)
+                if "error" in value:
+                    raise self._refusal(line)
+                yield value
 
     @property
     def is_local(self) -> bool:

@@ -10,16 +10,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
+from cotenant.cli.client import Daemon, add_daemon_options
 from cotenant.cli.flags import add_llama_server_option
 from cotenant.cli.table import attributes, print_result
-from cotenant.domain.errors import CotenantError
+from cotenant.domain.errors import CotenantError, DaemonSilent, UnknownNode, UsageError
 
 if TYPE_CHECKING:
     from cotenant.config.configuration import Configuration
     from cotenant.doctor.findings import Finding
 
 _INDENT: Final = 11
+_AGENT_WITHIN_S: Final = 130.0
 _MARKS: Final = {"problem": "PROBLEM", "warning": "warning", "unknown": "not seen", "ok": "ok"}
 _COLOURS: Final = {"problem": "31;1", "warning": "33", "unknown": "36", "ok": "32"}
 
@@ -39,14 +42,19 @@ def register(parser: argparse.ArgumentParser) -> None:
         help="also run a container with a GPU, and check the GPU of each service's container",
     )
     parser.add_argument("--image", help="run that container with this local image (default: any local one)")
+    parser.add_argument(
+        "--node", metavar="NODE", help="check another machine of the daemon, by its agent (`nodes:`)"
+    )
+    add_daemon_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the findings. Returns 1 if there is a problem; warnings alone are not a failure."""
+    if args.node is not None:
+        return _print(args, _of_node(args))
     from cotenant.config.layers import find_configuration
     from cotenant.config.settings import read_configuration
     from cotenant.daemon.core.settings import state_dir
-    from cotenant.doctor.findings import Level
     from cotenant.doctor.host_context import HostContext
     from cotenant.doctor.runner import WITHIN_S, WITHIN_WITH_CONTAINERS_S, run_checks
 
@@ -63,7 +71,60 @@ def run(args: argparse.Namespace) -> int:
         containers=args.containers or args.image is not None,
         image=args.image,
     )
-    findings = run_checks(host, within_s=WITHIN_WITH_CONTAINERS_S if host.containers else WITHIN_S)
+    return _print(args, run_checks(host, within_s=WITHIN_WITH_CONTAINERS_S if host.containers else WITHIN_S))
+
+
+def _of_node(args: argparse.Namespace) -> Sequence[Finding]:
+    """Check another machine: what the daemon knows of it, and what its agent finds.
+
+    Raises UsageError, DaemonSilent or UnknownNode.
+    """
+    from cotenant.doctor.findings import Area, Finding, Level, Observation, unknown
+    from cotenant.doctor.machines import of_fleet
+
+    program = str(args.llama_server or "")
+    local = {
+        "--config": args.config,
+        "--containers": args.containers,
+        "--image": args.image,
+        "--llama-server": program != os.environ.get("COTENANT_LLAMA_SERVER", ""),
+    }
+    if given := [flag for flag, value in local.items() if value]:
+        raise UsageError(
+            f"{given[0]} is about this machine, and --node about another one",
+            hint=f"Run `cotenant doctor {given[0]}` on {args.node}.",
+        )
+    daemon = Daemon(args)
+    found = daemon.get("/api/nodes")
+    known = [node for node in found["nodes"] if node["name"] == args.node]
+    path = f"/api/nodes/{quote(args.node, safe='')}/doctor"
+    seen: list[Observation] = [*of_fleet({**found, "nodes": known})] if known else []
+    findings = [Finding(each.level, each.seen, each.matters, each.fix, area=Area.NODES) for each in seen]
+    try:
+        report = daemon.get(path, _AGENT_WITHIN_S)
+    except (UnknownNode, DaemonSilent):
+        raise
+    except CotenantError as error:
+        late = unknown(f"the agent of {args.node} could not check its machine: {error.message}")
+        return [*findings, Finding(late.level, late.seen, area=Area.NODES)]
+    return [
+        *findings,
+        *(
+            Finding(
+                Level(each["level"]),
+                each["seen"],
+                each["matters"],
+                each["mend"],
+                area=Area[each["area"].upper()],
+            )
+            for each in report["findings"]
+        ),
+    ]
+
+
+def _print(args: argparse.Namespace, findings: Sequence[Finding]) -> int:
+    from cotenant.doctor.findings import Level
+
     colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     print_result(args, as_json(findings), as_text(findings, colours=colours))
     return 1 if any(finding.level is Level.PROBLEM for finding in findings) else 0

@@ -1,22 +1,21 @@
 """`cotenant engine`: the programs that run models here, and installing one for this machine's GPUs."""
 
-from __future__ import annotations
-
 import argparse
+import os
 from collections.abc import Iterator
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from dataclasses import asdict, fields
+from typing import Final
+from urllib.parse import quote
 
+from cotenant.cli.client import Daemon, add_daemon_options
 from cotenant.cli.flags import add_llama_server_option, measured
 from cotenant.cli.table import attributes, print_result
-from cotenant.domain.devices import DeviceKind, Inventory
-from cotenant.domain.engines import EngineBuild
-from cotenant.domain.errors import EngineError
+from cotenant.domain.engines import EngineBuild, FoundBuilds, InstallOrder, InstallStage, InstallStep
+from cotenant.domain.errors import DaemonSilent, UsageError
 
-if TYPE_CHECKING:
-    from cotenant.engines.llama_cpp.builds import Builds
-
-_FLAVOURS = ("cuda", "rocm", "vulkan", "cpu")
+_FLAVOURS: Final = ("cuda", "rocm", "vulkan", "cpu")
+_AGENT_WITHIN_S: Final = 130.0
+_SEE: Final = "What came of it: cotenant engine list --node {}"
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +24,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     listing = actions.add_parser("list", help="show what can run models and which GPUs each sees")
     listing.add_argument("--json", action="store_true", help="print JSON")
     add_llama_server_option(listing)
+    _add_node_options(listing)
     listing.set_defaults(run=_list)
     installing = actions.add_parser("install", help="install the embedded engine for this machine's GPUs")
     installing.add_argument(
@@ -43,35 +43,53 @@ def register(parser: argparse.ArgumentParser) -> None:
     installing.add_argument(
         "--newest", action="store_true", help="take the newest version of the index, without a known hash"
     )
+    _add_node_options(installing)
     installing.set_defaults(run=_install)
 
 
-def _list(args: argparse.Namespace) -> int:
-    from cotenant.engines.llama_cpp.builds import choose, discover
+def _add_node_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--node", metavar="NODE", help="on another machine of the daemon (`nodes:`)")
+    add_daemon_options(parser)
 
-    # Described devices do not decide what runs here or must be installed.
-    builds, inventory = discover(args.llama_server), measured(None)
-    gpus = [device for device in inventory.devices if device.kind is not DeviceKind.HOST]
-    chosen, refusal = None, None
-    try:
-        chosen = choose(builds, gpus, cuda_version=inventory.cuda_version)
-    except EngineError as error:
-        refusal = error
+
+def _list(args: argparse.Namespace) -> int:
+    """List the programs here, or on another machine. Raises DaemonSilent, UnknownNode or NodeUnreachable."""
+    if args.node is None:
+        from cotenant.engines.llama_cpp.builds import survey
+
+        # Described devices do not decide what runs here or must be installed.
+        found = survey(args.llama_server, measured(None))
+    else:
+        from cotenant.nodes.protocol import from_json
+
+        if str(args.llama_server or "") != os.environ.get("COTENANT_LLAMA_SERVER", ""):
+            raise UsageError(
+                "--llama-server is about this machine, and --node about another one",
+                hint="Its agent uses the COTENANT_LLAMA_SERVER of its machine.",
+            )
+        answer = Daemon(args).get(_path(args.node), _AGENT_WITHIN_S)
+        found = from_json(FoundBuilds, answer)
     value = {
         "engines": [
             {
                 **attributes(build, "form version program problem"),
-                "chosen": build is chosen,
+                "chosen": number == found.chosen,
                 "devices": [asdict(device) for device in build.devices],
             }
-            for build in builds.all
+            for number, build in enumerate(found.builds)
         ],
-        "problem": refusal and attributes(refusal, "message hint"),
+        "problem": {"message": found.refusal, "hint": found.hint} if found.refusal else None,
     }
-    return print_result(args, value, _as_text(builds, inventory, chosen, refusal))
+    return print_result(args, value, _as_text(found, args.node))
+
+
+def _path(node: str) -> str:
+    return f"/api/nodes/{quote(node, safe='')}/engines"
 
 
 def _install(args: argparse.Namespace) -> int:
+    if args.node is not None:
+        return _install_there(args)
     from cotenant.engines.llama_cpp.install import Flavour, install, plan_install, read_system, shown
 
     inventory = measured(None)
@@ -88,18 +106,39 @@ def _install(args: argparse.Namespace) -> int:
     return 0 if build.sees_gpus or flavour is Flavour.CPU else 1
 
 
-def _as_text(
-    builds: Builds, inventory: Inventory, chosen: EngineBuild | None, refusal: EngineError | None
-) -> Iterator[str]:
-    for build in builds.all:
-        mark = "*" if build is chosen else " "
+def _install_there(args: argparse.Namespace) -> int:
+    """Install on another machine. Raises what an install raises, DaemonSilent or NodeUnreachable."""
+    from cotenant.nodes.protocol import from_json
+
+    order = InstallOrder(**{field.name: getattr(args, field.name) for field in fields(InstallOrder)})
+    for line in Daemon(args).lines(f"{_path(args.node)}/install", asdict(order)):
+        step = from_json(InstallStep, line)
+        match step.stage:
+            case InstallStage.COMMAND:
+                print(f"{args.node}: {step.text}", flush=True)
+            case InstallStage.NOTE:
+                print(f"note: {step.text}", flush=True)
+            case InstallStage.OUTPUT:
+                print(f"  {step.text}", flush=True)
+        if step.build is not None:
+            print(f"{step.text} is installed on {args.node} and {_devices_text(step.build)}.")
+            return 0 if step.build.sees_gpus or step.flavour == "cpu" else 1
+    if args.dry_run:
+        return 0
+    raise DaemonSilent("the daemon did not say whether the engine was installed", hint=_SEE.format(args.node))
+
+
+def _as_text(found: FoundBuilds, node: str | None) -> Iterator[str]:
+    for number, build in enumerate(found.builds):
+        mark = "*" if number == found.chosen else " "
         yield f"{mark} {build.form} {build.version}: {build.problem or _devices_text(build)}"
         yield f"    {build.program}"
-    if refusal is not None:
-        yield f"None would be used: {refusal.message}."
-        yield f"  hint: {refusal.hint}"
+    if found.refusal:
+        yield f"None would be used: {found.refusal}."
+        yield f"  hint: {found.hint}"
     else:
-        where = "this machine's GPUs" if inventory.has_gpus else "the CPU of this machine, which has no GPU"
+        machine = node or "this machine"
+        where = f"{machine}'s GPUs" if found.has_gpus else f"the CPU of {machine}, which has no GPU"
         yield f"* runs models on {where}."
 
 

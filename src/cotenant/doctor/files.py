@@ -157,7 +157,7 @@ def port(host: HostContext) -> Iterator[Observation]:
 def fragmentation(host: HostContext) -> Iterator[Observation]:
     """Check whether a model would fit if the daemon moved others; nothing without a daemon that answers."""
     server = host.settings.server
-    found = _ask(server.host, server.port, "/api/defragmentation", next(iter(server.api_keys), None))
+    found = ask(server.host, server.port, "/api/defragmentation", next(iter(server.api_keys), None))
     if found is None or found.status != 200:
         return
     gain = json.loads(found.body)
@@ -185,11 +185,12 @@ def _refusal(host: str, number: int) -> OSError | None:
 
 
 def _is_cotenant(host: str, number: int) -> bool:
-    response = _ask(host, number, "/health")
+    response = ask(host, number, "/health")
     return response is not None and response.status in (200, 503) and b"status" in response.body
 
 
-def _ask(host: str, number: int, path: str, key: str | None = None) -> Response | None:
+def ask(host: str, number: int, path: str, key: str | None = None) -> Response | None:
+    """Return what a daemon answers that listens here, None if none does."""
     reach = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     limits = Limits(_ASK_WITHIN_S, whole_s=_ASK_WITHIN_S)
     try:

@@ -23,6 +23,7 @@ class Area(StrEnum):
     ENGINES = "Engines"
     CONTAINERS = "Containers"
     MACHINE = "Machine"
+    NODES = "Several machines"
     FILES = "Files and ports"
 
 

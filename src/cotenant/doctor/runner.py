@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cotenant.doctor import cards, containers, files, known_flaws, machine
+from cotenant.doctor import cards, containers, files, known_flaws, machine, machines
 from cotenant.doctor.findings import Area, Finding, Observation, unknown
 from cotenant.doctor.host_context import HostContext
 
@@ -49,11 +49,27 @@ CHECKS: Final = (
     Check(Area.MACHINE, "disks", machine.disks),
     Check(Area.MACHINE, "limits", machine.limits),
     Check(Area.MACHINE, "the clock", machine.clock),
+    Check(Area.NODES, "Ray", machines.ray),
+    Check(Area.NODES, "the other machines", machines.machines),
     Check(Area.FILES, "the configuration", files.configuration),
     Check(Area.FILES, "the port", files.port),
     Check(Area.FILES, "files of state", files.state),
     Check(Area.FILES, "keys", files.keys),
 )
+
+
+_OF_THE_DAEMON: Final = {
+    files.configuration,
+    files.fragmentation,
+    files.keys,
+    files.port,
+    containers.services,
+    containers.trial,
+    machines.ray,
+    machines.machines,
+}
+MACHINE_CHECKS: Final = tuple(check for check in CHECKS if check.run not in _OF_THE_DAEMON)
+"""Those about a machine that runs engines for a daemon on another one."""
 
 
 def run_checks(

@@ -64,6 +64,51 @@ class EngineBuild:
         return bool(self.devices)
 
 
+@dataclass(frozen=True, slots=True)
+class FoundBuilds:
+    """The programs of a machine that can run models; which of them does, by its place, else why none does."""
+
+    builds: tuple[EngineBuild, ...]
+    has_gpus: bool
+    chosen: int | None = None
+    refusal: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InstallOrder:
+    """Which build to install: `flavour` None is the one of the machine's GPUs, `index` None upstream's.
+
+    The tested version is taken, if its hash is known or need not be (`verify`), or the index's `newest`. A
+    `dry_run` says what would run.
+    """
+
+    flavour: str | None = None
+    index: str | None = None
+    verify: bool = True
+    newest: bool = False
+    dry_run: bool = False
+
+
+class InstallStage(StrEnum):
+    """What a step of an install says."""
+
+    COMMAND = "command"
+    NOTE = "note"
+    OUTPUT = "output"
+    INSTALLED = "installed"
+
+
+@dataclass(frozen=True, slots=True)
+class InstallStep:
+    """One line about an install of a `flavour`; the last one of a successful one has the `build`."""
+
+    stage: InstallStage
+    text: str
+    flavour: str
+    build: EngineBuild | None = None
+
+
 def kind_of_build(label: str | None) -> EngineKind | None:
     """Return the kind of engine that `FORM VERSION` names; None if it names none."""
     form = (label or "").partition(" ")[0]

@@ -45,7 +45,7 @@ from cotenant.gateway.operator.keys import KeyBook, KeyRoutes
 from cotenant.gateway.operator.leases import LeaseRoutes
 from cotenant.gateway.operator.models import NAME, ModelRoutes
 from cotenant.gateway.operator.moves import MoveRoutes
-from cotenant.gateway.operator.nodes import NodeRoutes
+from cotenant.gateway.operator.nodes import Machines, NodeRoutes
 from cotenant.gateway.operator.schema import (
     AudioModelsResponse,
     HealthResponse,
@@ -62,7 +62,6 @@ from cotenant.interfaces import (
     AlertBook,
     Lessor,
     Mover,
-    NodeBook,
     Operator,
     Planner,
     Puller,
@@ -117,7 +116,7 @@ class Gateway:
         planner: Planner,
         keys: KeyBook,
         console: Callable[[App], Pages],
-        nodes: NodeBook | None = None,
+        nodes: Machines | None = None,
         services: Services | None = None,
         advisor: AdvisorBook | None = None,
         adviser: WorkloadAdviser | None = None,

@@ -2,14 +2,14 @@
 
 import asyncio
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from cotenant.concurrency.background_tasks import BackgroundTasks
 from cotenant.domain.devices import DeviceId, MpsGroup, MpsMode
-from cotenant.domain.engines import Endpoint
+from cotenant.domain.engines import Endpoint, FoundBuilds, InstallOrder, InstallStage, InstallStep
 from cotenant.domain.errors import CotenantError
 from cotenant.domain.nodes import NodeUnreachable
 from cotenant.interfaces import EngineOrder
@@ -23,16 +23,32 @@ from cotenant.nodes.messages import (
     EngineStatus,
     FileProgress,
     GateAddress,
+    InstallEngine,
+    InstallProgress,
+    Nothing,
     ShareCards,
     Start,
 )
-from cotenant.nodes.protocol import FILES, LOG, PULL, SHARE_CARDS, START, Method, error_from
+from cotenant.nodes.protocol import (
+    BUILDS,
+    DOCTOR,
+    FILES,
+    INSTALL_ENGINE,
+    LOG,
+    PULL,
+    SHARE_CARDS,
+    START,
+    Method,
+    error_from,
+)
 from cotenant.nodes.transport import Transport, ask
 
 P = TypeVar("P")
 R = TypeVar("R")
 
 _LOOPBACK: Final = "127.0.0.1"
+_SLOW_S: Final = 120.0
+"""For what asks a machine's programs: a first CUDA initialisation on eight GPUs takes seconds."""
 
 
 class NodeEngineHost:
@@ -62,6 +78,7 @@ class NodeEngineHost:
         self._start_within_s = start_within_s
         self._engines: dict[str, NodeEngine] = {}
         self._pulls: dict[Path, asyncio.Future[None]] = {}
+        self._installs: set[asyncio.Queue[InstallProgress | NodeUnreachable]] = set()
         self._tasks = BackgroundTasks()
 
     async def start(self, order: EngineOrder) -> NodeEngine:
@@ -109,6 +126,9 @@ class NodeEngineHost:
         """Take an event of the machine; readings are ignored."""
         if isinstance(event, FileProgress):
             self._take_progress(event)
+        if isinstance(event, InstallProgress):
+            for progress in self._installs:
+                progress.put_nowait(event)
         if isinstance(event, EngineBecameReady | EngineLeft | EngineGone) and event.id in self._engines:
             engine = self._engines[event.id]
             engine.take(event)
@@ -119,6 +139,7 @@ class NodeEngineHost:
         """Compare our engines with those of a hello; return those that are not ours, to adopt or discard."""
         # What became of a pull may have been said to nobody; a second one goes on where the first one is.
         self._give_up_pulls(f"{self.node} was not heard while it fetched a file")
+        self._give_up_installs()
         by_id = {status.id: status for status in statuses}
         for id_, engine in [*self._engines.items()]:
             status = by_id.pop(id_, None)
@@ -136,6 +157,7 @@ class NodeEngineHost:
             engine.lose(why)
         self._engines.clear()
         self._give_up_pulls(why)
+        self._give_up_installs()
 
     def by_id(self, id_: str) -> NodeEngine | None:
         """Return the engine of this id."""
@@ -165,6 +187,42 @@ class NodeEngineHost:
         """Return a part of the log of a model's last engine there: the end without an offset."""
         return await self._call(LOG, LogPart(name, offset, limit_bytes))
 
+    async def doctor(self) -> Mapping[str, Any]:
+        """Return what the doctor finds on the machine."""
+        return (await self._call(DOCTOR, Nothing(), _SLOW_S)).report
+
+    async def builds(self) -> FoundBuilds:
+        """Return the machine's programs that can run models. Raises EngineMissing."""
+        return await self._call(BUILDS, Nothing(), _SLOW_S)
+
+    async def install(self, order: InstallOrder) -> AsyncGenerator[InstallStep, None]:
+        """Install a build, and yield what happens. Raises BadRequest or EngineInstallFailed.
+
+        Whoever stops listening does not stop it.
+        """
+        progress = asyncio.Queue[InstallProgress | NodeUnreachable]()
+        self._installs.add(progress)
+        try:
+            begun = await self._call(INSTALL_ENGINE, InstallEngine(self._epoch, order), _SLOW_S)
+            yield InstallStep(InstallStage.COMMAND, begun.command, begun.flavour)
+            for note in begun.notes:
+                yield InstallStep(InstallStage.NOTE, note, begun.flavour)
+            while not order.dry_run:
+                found = await progress.get()
+                if isinstance(found, NodeUnreachable):
+                    raise found
+                if found.number != begun.number:
+                    continue
+                if found.error is not None:
+                    raise error_from(found.error)
+                if found.build is not None:
+                    label = f"{found.build.form} {found.build.version}"
+                    yield InstallStep(InstallStage.INSTALLED, label, begun.flavour, found.build)
+                    return
+                yield InstallStep(InstallStage.OUTPUT, found.line, begun.flavour)
+        finally:
+            self._installs.discard(progress)
+
     async def close(self) -> None:
         """Return when what was abandoned is gone, or its machine counts as lost."""
         await self._tasks.finished()
@@ -173,6 +231,12 @@ class NodeEngineHost:
         for pull in self._pulls.values():
             _fail(pull, NodeUnreachable(why))
         self._pulls.clear()
+
+    def _give_up_installs(self) -> None:
+        hint = f"What came of it: cotenant engine list --node {self.node}"
+        for progress in self._installs:
+            error = NodeUnreachable(f"{self.node} was not heard while it installed an engine", hint=hint)
+            progress.put_nowait(error)
 
     def _take_progress(self, event: FileProgress) -> None:
         pull = self._pulls.get(event.path)
@@ -192,8 +256,8 @@ class NodeEngineHost:
     def _abandon(self, engine: NodeEngine) -> None:
         self._tasks.start(engine.stop(0))
 
-    async def _call(self, method: Method[P, R], params: P) -> R:
-        return await ask(self._transport, self.node, method, params, self._timeout_s)
+    async def _call(self, method: Method[P, R], params: P, timeout_s: float | None = None) -> R:
+        return await ask(self._transport, self.node, method, params, timeout_s or self._timeout_s)
 
     def _way(self, endpoint: Endpoint, token: str) -> Endpoint:
         if endpoint.host != _LOOPBACK or self.gate is None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from cotenant.domain.devices import DeviceId, Inventory, MpsGroup, MpsMode
-from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineReport
+from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineReport, InstallOrder
 from cotenant.domain.exit_causes import Cause, Lacking
 from cotenant.interfaces import EngineOrder
 from cotenant.planning.compute_modes import Admission
@@ -218,23 +218,20 @@ class DoctorReport:
 
 @dataclass(frozen=True, slots=True)
 class InstallEngine:
-    """Installs a build of llama.cpp: `flavour` is None for the one of the machine's GPUs.
-
-    The others are as the flags of `cotenant engine install`.
-    """
+    """Installs a build of llama.cpp. Unless it is a dry run, InstallProgress follows."""
 
     epoch: int
-    flavour: str | None = None
-    index: str | None = None
-    verify: bool = True
-    newest: bool = False
+    order: InstallOrder
 
 
 @dataclass(frozen=True, slots=True)
-class Builds:
-    """The programs on an agent's machine that can run models."""
+class InstallBegun:
+    """The command that installs a build, as a user types it, and notes to read. `number` is its own."""
 
-    builds: tuple[EngineBuild, ...]
+    command: str
+    flavour: str
+    notes: tuple[str, ...] = ()
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,8 +315,21 @@ class FileProgress:
     type: Literal["file_progress"] = "file_progress"
 
 
+@dataclass(frozen=True, slots=True)
+class InstallProgress:
+    """What the command of an install printed; it is over with a `build`, or with an `error`."""
+
+    number: int = 0
+    line: str = ""
+    build: EngineBuild | None = None
+    error: ErrorBody | None = None
+    seq: int = 0
+    type: Literal["install_progress"] = "install_progress"
+
+
 AgentEvent = Annotated[
-    ReadingTaken | EngineBecameReady | EngineLeft | EngineGone | FileProgress, Field(discriminator="type")
+    ReadingTaken | EngineBecameReady | EngineLeft | EngineGone | FileProgress | InstallProgress,
+    Field(discriminator="type"),
 ]
 
 

@@ -11,12 +11,12 @@ from typing import Any, Final, Generic, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
+from cotenant.domain.engines import FoundBuilds
 from cotenant.domain.errors import CotenantError, EngineError
 from cotenant.domain.nodes import BadNodeMessage
 from cotenant.nodes.file_messages import Files, LogBytes, LogPart, Paths, Pull
 from cotenant.nodes.messages import (
     AwaitReady,
-    Builds,
     BusySlots,
     DoctorReport,
     EngineStatus,
@@ -24,6 +24,7 @@ from cotenant.nodes.messages import (
     Events,
     Hello,
     HelloAnswer,
+    InstallBegun,
     InstallEngine,
     LoadProgress,
     Nothing,
@@ -71,8 +72,8 @@ POLL: Final = Method("poll", Poll, Events)
 FILES: Final = Method("files", Paths, Files)
 PULL: Final = Method("pull", Pull, Nothing)
 DOCTOR: Final = Method("doctor", Nothing, DoctorReport)
-BUILDS: Final = Method("builds", Nothing, Builds)
-INSTALL_ENGINE: Final = Method("install_engine", InstallEngine, Builds)
+BUILDS: Final = Method("builds", Nothing, FoundBuilds)
+INSTALL_ENGINE: Final = Method("install_engine", InstallEngine, InstallBegun)
 
 METHODS: Final = (
     HELLO,

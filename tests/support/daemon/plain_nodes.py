@@ -1,10 +1,20 @@
 """A book of machines over plain values."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from cotenant.domain.decisions import NodeState, NodeStatus
-from cotenant.domain.errors import BadRequest, UnknownNode
+from cotenant.domain.engine_kinds import EngineKind
+from cotenant.domain.engines import (
+    EngineBuild,
+    EngineDevice,
+    FoundBuilds,
+    InstallOrder,
+    InstallStage,
+    InstallStep,
+)
+from cotenant.domain.errors import BadRequest, CotenantError, UnknownNode
 from cotenant.domain.moves import MoveMethod, MovePlan
+from cotenant.domain.nodes import NodeUnreachable
 from cotenant.domain.units import GIB
 
 READY = NodeStatus(
@@ -25,12 +35,27 @@ SILENT = NodeStatus(
 )
 
 
-class PlainNodes:
-    """Machines that are drained and forgotten at once, and notes of what was ordered."""
+BUILD = EngineBuild(EngineKind.LLAMA_CPP, "xllamacpp", "/venv/python", "0.3", (EngineDevice("CUDA0", "A40"),))
+REPORT = {
+    "counts": {"problem": 1, "warning": 0, "unknown": 0, "ok": 0},
+    "findings": [
+        {"area": "machine", "level": "problem", "seen": "the disk is full", "matters": "", "mend": "df"}
+    ],
+}
 
-    def __init__(self, *nodes: NodeStatus) -> None:
+
+class PlainNodes:
+    """Machines that are drained and forgotten at once, and notes of what was ordered.
+
+    One that is silent answers nothing else. What an install has not begun with, `ends` it.
+    """
+
+    def __init__(self, *nodes: NodeStatus, problem: str | None = None) -> None:
         self.known = {node.name: node for node in nodes}
         self.orders: list[str] = []
+        self.problem = problem
+        self.ends: CotenantError | None = None
+        self.installed: list[InstallOrder] = []
 
     def nodes(self) -> Sequence[NodeStatus]:
         return tuple(self.known.values())
@@ -47,6 +72,31 @@ class PlainNodes:
         if self._find(name).state is not NodeState.LOST:
             raise BadRequest(f"{name} answers", hint="Only a lost machine is forgotten.")
         del self.known[name]
+
+    async def doctor(self, name: str) -> Mapping[str, object]:
+        self._reach(name)
+        return REPORT
+
+    async def engines(self, name: str) -> FoundBuilds:
+        self._reach(name)
+        return FoundBuilds((BUILD,), True, 0)
+
+    async def install(self, name: str, order: InstallOrder) -> AsyncGenerator[InstallStep, None]:
+        self._reach(name)
+        self.installed.append(order)
+        flavour = order.flavour or "cuda"
+        yield InstallStep(InstallStage.COMMAND, "python -m pip install xllamacpp", flavour)
+        yield InstallStep(InstallStage.NOTE, "The wheel is not verified.", flavour)
+        if order.dry_run:
+            return
+        yield InstallStep(InstallStage.OUTPUT, "Collecting xllamacpp", flavour)
+        if self.ends is not None:
+            raise self.ends
+        yield InstallStep(InstallStage.INSTALLED, "xllamacpp 0.3", flavour, BUILD)
+
+    def _reach(self, name: str) -> None:
+        if self._find(name).silent_s is not None and self._find(name).state is not NodeState.READY:
+            raise NodeUnreachable(f"the agent of {name} did not answer within 10 s")
 
     def _find(self, name: str) -> NodeStatus:
         if name not in self.known:

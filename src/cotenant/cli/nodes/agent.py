@@ -39,10 +39,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _examine(args: argparse.Namespace) -> Mapping[str, Any]:
-    """Check the machine as `cotenant doctor` does, without a configuration."""
+    """Check the machine as `cotenant doctor` does, but for what is the daemon's."""
     from cotenant.cli.doctor import as_json
     from cotenant.daemon.core.settings import state_dir
     from cotenant.doctor.host_context import HostContext
-    from cotenant.doctor.runner import run_checks
+    from cotenant.doctor.runner import MACHINE_CHECKS, run_checks
 
-    return as_json(run_checks(HostContext(state_dir=state_dir(), llama_server=args.llama_server)))
+    host = HostContext(state_dir=state_dir(), llama_server=args.llama_server)
+    return as_json(run_checks(host, MACHINE_CHECKS))

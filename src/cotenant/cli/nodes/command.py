@@ -38,12 +38,18 @@ def register(parser: argparse.ArgumentParser) -> None:
     environment.register(actions.add_parser("env", help="print what Ray must be started with on a machine"))
 
 
-def node_lines(nodes: Sequence[Node]) -> Iterator[str]:
+def node_lines(found: Mapping[str, Any]) -> Iterator[str]:
     """Render machines as a table, with what else is wrong with each below it."""
-    if not nodes:
+    nodes: Sequence[Node] = found["nodes"]
+    if found["launcher"] is None:
         yield "no other machines: `nodes:` is not configured"
         return
-    yield from table_lines(_COLUMNS, nodes)
+    if found["problem"] is not None:
+        yield f"no machine can be reached through {found['launcher'].title()}: {found['problem']}"
+    if nodes:
+        yield from table_lines(_COLUMNS, nodes)
+    elif found["problem"] is None:
+        yield "no machine has answered yet"
     for node in nodes:
         yield from (f"{node['name']}: {warning}" for warning in node["warnings"])
 
@@ -51,7 +57,7 @@ def node_lines(nodes: Sequence[Node]) -> Iterator[str]:
 def _list(args: argparse.Namespace) -> int:
     """List the machines. Raises DaemonSilent."""
     found = Daemon(args).get("/api/nodes")
-    return print_result(args, found, node_lines(found["nodes"]))
+    return print_result(args, found, node_lines(found))
 
 
 def _change(args: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
 """The machines as operators see and order them."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 
 from cotenant import __version__
@@ -11,8 +11,11 @@ from cotenant.daemon.core.mover import FleetMover
 from cotenant.daemon.nodes.parts import NodeParts
 from cotenant.domain.decisions import NodeState, NodeStatus
 from cotenant.domain.devices import DeviceId, DeviceKind
+from cotenant.domain.engines import FoundBuilds, InstallOrder, InstallStep
 from cotenant.domain.errors import BadRequest, UnknownNode
 from cotenant.domain.moves import MovePlan
+from cotenant.domain.nodes import NodeUnreachable
+from cotenant.nodes.engine_host import NodeEngineHost
 from cotenant.nodes.fleet import Node
 from cotenant.nodes.liveness import Liveness
 from cotenant.scheduling.events import NodeLost
@@ -22,7 +25,7 @@ _CLOCK_S = 1.0
 
 
 class FleetBook:
-    """Implements `NodeBook` over the machines of a fleet: those that answered, and those of earlier runs.
+    """The gateway's `Machines` over those of a fleet: the ones that answered, and those of earlier runs.
 
     It tells `alerts` of them whenever one is measured, appears or is silent.
     """
@@ -34,6 +37,11 @@ class FleetBook:
         self._alerts = alerts
         parts.machines.listeners.append(self._alert)
         parts.cards.listeners.append(lambda _: self._alert())
+
+    @property
+    def problem(self) -> str | None:
+        """Why no machine can be reached, if so."""
+        return self._parts.fleet.launcher.problem
 
     def nodes(self) -> Sequence[NodeStatus]:
         """Every machine that is known, and the ways that lead to none yet."""
@@ -47,10 +55,6 @@ class FleetBook:
                 continue
             before = missing.get(route.name) or NodeStatus(route.name, NodeState.LOST)
             missing[route.name] = replace(before, address=route.address, warnings=(problem,))
-        if fleet.launcher.problem is not None:
-            broker = (f"no way to the machines: {fleet.launcher.problem}",)
-            found = [replace(each, warnings=(*broker, *each.warnings)) for each in found]
-            missing = {k: replace(each, warnings=(*broker, *each.warnings)) for k, each in missing.items()}
         return sorted([*found, *missing.values()], key=lambda status: status.name)
 
     def plan_drain(self, name: str) -> Sequence[MovePlan]:
@@ -73,6 +77,25 @@ class FleetBook:
         self._loop.post(NodeLost(self._loop.clock.now(), name, "an operator forgot it", for_good=True))
         self._parts.forget(name)
 
+    async def doctor(self, name: str) -> Mapping[str, object]:
+        """What `cotenant doctor --json` finds on a machine. Raises UnknownNode or NodeUnreachable."""
+        return await self._host(name).doctor()
+
+    async def engines(self, name: str) -> FoundBuilds:
+        """Return its programs that can run models. Raises UnknownNode, NodeUnreachable or EngineMissing."""
+        return await self._host(name).builds()
+
+    def install(self, name: str, order: InstallOrder) -> AsyncGenerator[InstallStep, None]:
+        """Install a build on it. Raises UnknownNode, and what `NodeEngineHost.install` raises."""
+        return self._host(name).install(order)
+
+    def _host(self, name: str) -> NodeEngineHost:
+        if name in self._parts.fleet.nodes:
+            return self._parts.hosts.of(name)
+        if any(status.name == name for status in self.nodes()):
+            raise NodeUnreachable(f"{name} has not answered yet", hint="Whether it does: cotenant nodes list")
+        raise UnknownNode(f"there is no machine {name[:80]!r}", hint=self._known())
+
     def _alert(self) -> None:
         expected = Expected(__version__, self._parts.fleet.settings.rules.lease_s)
         self._alerts.nodes(self.nodes(), expected, self._parts.fleet.launcher.problem)
@@ -92,6 +115,8 @@ class FleetBook:
         if clock > _CLOCK_S:
             side = "behind" if node.behind_s > 0 else "ahead of"
             warnings.append(f"its clock is {clock:.0f} s {side} ours")
+        if hello.version != __version__:
+            warnings.append(f"it runs Cotenant {hello.version}, and the daemon {__version__}")
         return NodeStatus(
             node.name,
             state,

@@ -12,10 +12,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
-from cotenant.domain.devices import Device
+from cotenant.domain.devices import Device, DeviceKind, Inventory
 from cotenant.domain.engine_kinds import EngineKind
-from cotenant.domain.engines import EngineBuild, EngineDevice, EngineForm
-from cotenant.domain.errors import EngineLacksDevice, EngineMissing
+from cotenant.domain.engines import EngineBuild, EngineDevice, EngineForm, FoundBuilds
+from cotenant.domain.errors import EngineError, EngineLacksDevice, EngineMissing
 from cotenant.domain.units import MIB
 from cotenant.domain.vendors import Vendor
 from cotenant.engines.llama_cpp.server_flags import ServerFlags
@@ -91,6 +91,19 @@ def choose(builds: Builds, needed: Sequence[Device], *, cuda_version: str | None
         f"no engine of this machine can use {', '.join(device.label for device in needed)}: {seen}",
         hint=_install_hint(needed, cuda_version),
     )
+
+
+def survey(configured: Path | None, inventory: Inventory) -> FoundBuilds:
+    """Find the builds of this machine, and the one that would run models on all its GPUs.
+
+    Raises EngineMissing if the configured program does not exist.
+    """
+    builds, gpus = discover(configured), [d for d in inventory.devices if d.kind is not DeviceKind.HOST]
+    try:
+        chosen = choose(builds, gpus, cuda_version=inventory.cuda_version)
+    except EngineError as error:
+        return FoundBuilds(builds.all, bool(gpus), refusal=error.message, hint=error.hint)
+    return FoundBuilds(builds.all, bool(gpus), chosen=builds.all.index(chosen))
 
 
 def lists_all(build: EngineBuild, needed: Sequence[Device]) -> bool:

@@ -1,36 +1,85 @@
 """Routes of the machines of the fleet."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final, Protocol
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from cotenant.domain import errors
+from cotenant.asgi import encode_json, send_stream
+from cotenant.domain import errors, nodes
 from cotenant.domain.decisions import NodeStatus
-from cotenant.domain.errors import UnknownNode
+from cotenant.domain.engines import FoundBuilds, InstallOrder, InstallStep
+from cotenant.domain.errors import CotenantError, UnknownNode
+from cotenant.domain.keys import KeyScope
+from cotenant.gateway.http.bodies import RequestModel, read_body
+from cotenant.gateway.http.problems import envelope
 from cotenant.gateway.http.request import ApiRequest
-from cotenant.gateway.http.routes import Parameter, Reply, Route
+from cotenant.gateway.http.routes import BODY_ERRORS, Body, Parameter, Reply, Route
+from cotenant.gateway.http.streams import unless_disconnected
+from cotenant.gateway.operator.leases import LINES
 from cotenant.gateway.operator.moves import DRY_RUN, DrainResponse
+from cotenant.gateway.operator.schema import FindingsResponse
 from cotenant.interfaces import NodeBook
 
 _NAME: Final = Parameter(
     "name", "the machine's name", {"type": "string"}, place="path", required=True, example="b"
 )
+_LINES: Final = (b"content-type", LINES.encode())
+_ON_NODE: Final = (errors.UnknownNode, errors.UnknownRoute, nodes.NodeUnreachable)
 _NO_NODE: Final = (errors.UnknownNode, errors.UnknownRoute, errors.BadRequest, errors.StoreError)
 
 
+class Machines(NodeBook, Protocol):
+    """The machines of the fleet, and what their agents do. What names one raises UnknownNode."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why no machine can be reached, if so."""
+
+    async def doctor(self, name: str) -> Mapping[str, object]:
+        """What `cotenant doctor --json` finds on a machine. Raises NodeUnreachable."""
+
+    async def engines(self, name: str) -> FoundBuilds:
+        """The programs of a machine that can run models. Raises NodeUnreachable or EngineMissing."""
+
+    def install(self, name: str, order: InstallOrder) -> AsyncGenerator[InstallStep, None]:
+        """Install a build on a machine. Raises NodeUnreachable, BadRequest or EngineInstallFailed.
+
+        It goes on if nobody listens any more.
+        """
+
+
 class NodesResponse(BaseModel):
-    """The machines of the fleet."""
+    """The machines of the fleet; `problem` says why none can be reached, if so.
+
+    `launcher` starts their agents; it is null if `nodes:` is not configured.
+    """
 
     nodes: Sequence[NodeStatus]
+    launcher: str | None
+    problem: str | None
+
+
+class InstallRequest(RequestModel):
+    """What to install: `cuda`, `rocm`, `vulkan` or `cpu`, null for what the machine's GPUs need.
+
+    `index` is where the wheel is taken from in place of upstream's. With `dry_run` nothing is installed.
+    """
+
+    flavour: Annotated[str, Field(max_length=40)] | None = None
+    index: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    verify: bool = True
+    newest: bool = False
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
 class NodeRoutes:
     """Handles requests about machines; without `_book` there are none."""
 
-    _book: NodeBook | None
+    _book: Machines | None
 
     @Route(
         "GET /api/nodes",
@@ -39,7 +88,10 @@ class NodeRoutes:
         (errors.UnknownRoute,),
     )
     async def _list(self, request: ApiRequest) -> object:
-        return {"nodes": () if self._book is None else self._book.nodes()}
+        book = self._book
+        if book is None:
+            return {"nodes": (), "launcher": None, "problem": None}
+        return {"nodes": book.nodes(), "launcher": "ray", "problem": book.problem}
 
     @Route(
         "POST /api/nodes/{name}/drain",
@@ -77,9 +129,57 @@ class NodeRoutes:
         self._named(request).forget(request.name)
         return {"name": request.name}
 
-    def _named(self, request: ApiRequest) -> NodeBook:
+    @Route(
+        "GET /api/nodes/{name}/doctor",
+        "Check a machine, which takes some seconds",
+        Reply(FindingsResponse, "the findings"),
+        _ON_NODE,
+        (_NAME,),
+    )
+    async def _doctor(self, request: ApiRequest) -> object:
+        return await self._named(request).doctor(request.name)
+
+    @Route(
+        "GET /api/nodes/{name}/engines",
+        "List the programs of a machine that can run models, and the GPUs that each sees",
+        Reply(FoundBuilds, "the programs"),
+        (*_ON_NODE, errors.EngineMissing),
+        (_NAME,),
+    )
+    async def _engines(self, request: ApiRequest) -> object:
+        return await self._named(request).engines(request.name)
+
+    @Route(
+        "POST /api/nodes/{name}/engines/install",
+        "Install a build of llama.cpp on a machine; the install goes on if the client leaves",
+        Reply(None, "what happens, a line each, and at the end the build or an error", content_type=LINES),
+        (*_ON_NODE, *BODY_ERRORS, errors.EngineInstallFailed),
+        (_NAME,),
+        Body(InstallRequest, examples={"for its GPUs": {}, "for the CPU": {"flavour": "cpu"}}),
+        scope=KeyScope.ADMIN,
+    )
+    async def _install(self, request: ApiRequest) -> None:
+        book, body = self._named(request), await request.body()
+        order = InstallOrder(**read_body(InstallRequest, body or b"{}").model_dump())
+        async with aclosing(book.install(request.name, order)) as steps:
+            # The first step is awaited before the response begins, so that errors have their own status.
+            first = await unless_disconnected(request.receive, anext(steps))
+            if first is not None:
+                pieces = _lines(first, steps)
+                await send_stream(request.receive, request.send, [_LINES], pieces, request.ended)
+
+    def _named(self, request: ApiRequest) -> Machines:
         if self._book is None:
             raise UnknownNode(
                 f"there is no machine {request.name[:80]!r}", hint="No `nodes:` are configured."
             )
         return self._book
+
+
+async def _lines(first: InstallStep, steps: AsyncGenerator[InstallStep, None]) -> AsyncGenerator[bytes, None]:
+    yield encode_json(first) + b"\n"
+    try:
+        async for step in steps:
+            yield encode_json(step) + b"\n"
+    except CotenantError as error:
+        yield envelope(error) + b"\n"

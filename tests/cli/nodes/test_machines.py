@@ -1,0 +1,130 @@
+"""`cotenant doctor --node` and `cotenant engine … --node`: another machine, through the daemon."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from cotenant.cli.main import main
+from cotenant.domain.engines import InstallOrder
+from cotenant.domain.errors import EngineInstallFailed
+from cotenant.domain.keys import KeyScope, flat_key
+from cotenant.ray.environment import warnings
+from tests.cli.test_daemon_commands import running
+from tests.support.daemon.plain_nodes import READY, SILENT, PlainNodes
+from tests.support.daemon.plain_operator import PlainOperator
+
+LACKS = warnings("a", {"RAY_AUTH_MODE": "token"}, head=True)
+
+
+def ran(nodes: PlainNodes | None, *argv: str, **options: object) -> int:
+    with running(PlainOperator(), nodes=nodes, **options) as address:
+        return main([*argv, "--address", address])
+
+
+def test_the_doctor_of_a_machine_says_what_the_daemon_knows_and_what_its_agent_finds(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    nodes = PlainNodes(replace(READY, warnings=tuple(LACKS)), SILENT)
+    assert ran(nodes, "doctor", "--node", "a") == 1, "there is a problem"
+    out = capsys.readouterr().out
+    assert "PROBLEM  the disk is full" in out
+    assert "a answers: 2 GPUs, 10.0 GiB free, 1 engine, 59.0 s of its lease left" in " ".join(out.split())
+    assert "the head a was started without RAY_gcs_storage=rocksdb" in out
+    assert "Without it, a head that is started again has forgotten the cluster" in " ".join(out.split())
+    assert "→ cotenant nodes env --head   # what to start Ray with on a" in out
+    assert "b has not answered" not in out, "it is about one machine"
+    ran(nodes, "doctor", "--node", "a", "--json")
+    told = json.loads(capsys.readouterr().out)
+    assert {each["area"] for each in told["findings"]} == {"nodes", "machine"}
+    assert told["counts"]["warning"] == len(LACKS)
+
+
+def test_of_a_silent_machine_the_doctor_says_that_and_not_only_that_it_cannot_ask(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert ran(PlainNodes(READY, SILENT), "doctor", "--node", "b") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "warning b has not answered for 4.0 s Why: Nothing new is placed there" in out
+    assert "its clock is 3 s ahead" in out
+    assert "the agent of b could not check its machine: the agent of b did not answer" in out
+    ran(PlainNodes(SILENT, problem="the head does not answer"), "doctor", "--node", "b")
+    assert "no machine can be reached through Ray: the head does not answer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("doctor", "--node", "z"), "there is no machine 'z'"),
+        (("doctor", "--node", "a", "--containers"), "--containers is about this machine"),
+        (("doctor", "--node", "a", "--llama-server", "/bin/x"), "--llama-server is about this machine"),
+        (("engine", "list", "--node", "z"), "there is no machine 'z'"),
+        (("engine", "list", "--node", "b"), "did not answer within 10 s"),
+        (("engine", "list", "--node", "a", "--llama-server", "/bin/x"), "COTENANT_LLAMA_SERVER"),
+        (("engine", "install", "--node", "b"), "did not answer within 10 s"),
+    ],
+)
+def test_what_cannot_be_asked_of_a_machine_is_one_line(
+    argv: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ran(PlainNodes(READY, SILENT), *argv) in (1, 2)
+    err = capsys.readouterr().err
+    assert says in err
+    assert "Traceback" not in err
+
+
+def test_without_nodes_no_machine_has_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (("doctor",), ("engine", "list"), ("engine", "install")):
+        assert ran(None, *command, "--node", "b") == 2
+        assert "No `nodes:` are configured" in capsys.readouterr().err
+
+
+def test_the_engines_of_a_machine_are_listed_as_those_of_this_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ran(PlainNodes(READY), "engine", "list", "--node", "a") == 0
+    out = capsys.readouterr().out
+    assert out == "* xllamacpp 0.3: sees A40 (CUDA)\n    /venv/python\n* runs models on a's GPUs.\n"
+    ran(PlainNodes(READY), "engine", "list", "--node", "a", "--json")
+    (engine,) = json.loads(capsys.readouterr().out)["engines"]
+    assert (engine["chosen"], engine["devices"][0]["name"]) == (True, "CUDA0")
+
+
+def test_an_install_on_a_machine_shows_its_progress_as_one_here(capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = PlainNodes(READY)
+    flags = ("cuda", "--index", "https://mirror", "--no-verify", "--newest")
+    assert ran(nodes, "engine", "install", "--node", "a", *flags) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "a: python -m pip install xllamacpp",
+        "note: The wheel is not verified.",
+        "  Collecting xllamacpp",
+        "xllamacpp 0.3 is installed on a and sees A40 (CUDA).",
+    ]
+    assert nodes.installed == [InstallOrder("cuda", "https://mirror", verify=False, newest=True)]
+    assert ran(nodes, "engine", "install", "--node", "a", "--dry-run") == 0
+    assert nodes.installed[1:] == [InstallOrder(dry_run=True)]
+    assert "Collecting" not in capsys.readouterr().out
+
+
+def test_an_install_that_fails_on_a_machine_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = PlainNodes(READY)
+    nodes.ends = EngineInstallFailed("pip failed: no space left", hint="Make room.")
+    assert ran(nodes, "engine", "install", "--node", "a") == 1
+    said = capsys.readouterr()
+    assert said.out.endswith("  Collecting xllamacpp\n")
+    assert "pip failed: no space left. Make room." in said.err
+
+
+def test_to_install_on_a_machine_takes_a_key_of_an_administrator(capsys: pytest.CaptureFixture[str]) -> None:
+    keys = (replace(flat_key("operator"), scope=KeyScope.OPERATE),)
+    nodes, key = PlainNodes(READY), ("--api-key", "operator")
+    assert ran(nodes, "engine", "list", "--node", "a", *key, api_keys=keys) == 0
+    assert ran(nodes, "doctor", "--node", "a", *key, api_keys=keys) == 1
+    assert ran(nodes, "engine", "install", "--node", "a", *key, api_keys=keys) != 0
+    assert "this needs admin" in capsys.readouterr().err
+    assert not nodes.installed
+
+
+def test_the_list_says_why_no_machine_can_be_reached(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ran(PlainNodes(problem="Ray's broker ended"), "nodes", "list") == 0
+    assert capsys.readouterr().out == "no machine can be reached through Ray: Ray's broker ended\n"
+    ran(PlainNodes(), "nodes", "list")
+    assert capsys.readouterr().out == "no machine has answered yet\n"
