@@ -1,7 +1,7 @@
 """Worlds of several machines drawn by a seed: all that befalls one machine, and what befalls machines."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
@@ -9,6 +9,9 @@ from typing import Final
 from bench.workloads import spec_of
 
 from cotenant.domain.devices import Device, DeviceId
+from cotenant.domain.placements import Budget, Placement, Refusal
+from cotenant.domain.residencies import ONE_COPY
+from cotenant.planning.device_needs import Fit
 from cotenant.scheduling.model_spec import SchedulerSettings
 from cotenant.scheduling.policy import POLICIES
 from cotenant.scheduling.scheduler import Scheduler
@@ -66,6 +69,13 @@ def seeded_nodes(seed: int, faults: Faults, *, requests: int = 50, feasible: boo
         reserve_bytes=rng.choice([0, _GB // 2]),
         max_queue=20 if faults != NO_FAULTS else 1 << 30,
     )
+    # A model that needs a card more than any machine has; not where one is pinned, which may be in its way.
+    over = Random(f"over {seed}") if not pinned and len(cards) > most else None
+    if over is not None and over.random() < 0.5:
+        size = round(over.uniform(0.3, 0.8) * smallest)
+        models[-1] = replace(models[-1], pieces=(size,) * (most + 1))
+    else:
+        over = None
     world = NodesWorld(
         lambda: Scheduler(settings),
         Machine(cards, rng.choice([*Driver])),
@@ -78,7 +88,10 @@ def seeded_nodes(seed: int, faults: Faults, *, requests: int = 50, feasible: boo
     keep_alive_s = rng.choice([None, 0.0, 15.0, 300.0])
     copying = rng if rng.random() < 0.3 else None
     specs = [spec_of(m, keep_alive_s=keep_alive_s, pinned=pinned and not i) for i, m in enumerate(models)]
-    world.begin([replace(spec, copies=_copies(copying)) for spec in specs])
+    specs = [replace(spec, copies=_copies(copying)) for spec in specs]
+    if over is not None:
+        specs[-1] = replace(specs[-1], across=_meant(specs[-1].fit), copies=ONE_COPY)
+    world.begin(specs)
     mean_gap_s = math.exp(rng.uniform(math.log(0.1), math.log(5)))
     patience_s = rng.choice([30.0, 120.0]) if faults != NO_FAULTS else math.inf
     coming = _requests(rng, models, requests, mean_gap_s)
@@ -89,6 +102,17 @@ def seeded_nodes(seed: int, faults: Faults, *, requests: int = 50, feasible: boo
         NodeTrouble(world, rng, rng.choice([4.0, 15.0]), lasts_s).begin()
     bound_s = wait_bound_s(models, settings, requests)
     return SeededNodes(seed, world, faults, bound_s, coming[-1].at)
+
+
+def _meant(fit: Fit) -> Fit:
+    """Have a model of several pieces be over machines on purpose."""
+
+    def across(budgets: Sequence[Budget]) -> Placement | Refusal:
+        found = fit(budgets)
+        over = isinstance(found, Placement) and len(found.nodes) > 1
+        return replace(found, link_bytes=1) if over else found
+
+    return across
 
 
 class NodeTrouble:

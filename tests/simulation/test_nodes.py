@@ -23,6 +23,7 @@ def test_whatever_befalls_machines_the_laws_hold_and_every_request_ends() -> Non
     for seed in range(_SEEDS):
         world = seeded_nodes(seed, ALL_FAULTS).run()
         counts.update(adopted=world.adopted, discarded=world.discarded, forgotten=world.forgotten)
+        counts.update(over_machines=world.over_machines)
         counts.update(served=sum(c.outcome is Outcome.SERVED for c in world.clients.values()))
     assert _SEEDS < 40 or min(counts.values()) > 0, f"some of {counts} is never tried"
     assert counts["served"] > 5 * _SEEDS

@@ -8,6 +8,7 @@ from typing import Final, Self
 
 from cotenant.domain.devices import Device, DeviceKind
 from cotenant.domain.models import ModelShape, Parts, Projector, Recipe
+from cotenant.domain.units import format_bytes
 
 MAX_DEVICES: Final = 15
 """`--tensor-split` takes one value fewer than llama.cpp's `llama_max_devices`, 16 (`common/arg.cpp`)."""
@@ -66,6 +67,8 @@ class Placement:
 
     `n_gpu_layers` counts as llama.cpp does; `host` is what stays in RAM besides the devices' shares.
     `by_engine`: the engine lays itself out; each share is the most that it may take, or what it reports.
+    One over several machines says how many bytes cross the network for each token that it generates
+    (`link_bytes`); the first machine bears the most of it, and whatever is in host RAM.
     """
 
     model: str
@@ -77,6 +80,7 @@ class Placement:
     estimated: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     by_engine: bool = False
+    link_bytes: int | None = None
 
     @property
     def used_shares(self) -> tuple[Share, ...]:
@@ -85,9 +89,29 @@ class Placement:
 
     @property
     def node(self) -> str | None:
-        """The machine that bears the model, all of it; None for this one if there are no others."""
-        shares = self.used_shares or self.shares
-        return shares[0].device.node if shares else None
+        """The machine that runs the model; None for this one if there are no others."""
+        return self.nodes[0]
+
+    @property
+    def nodes(self) -> tuple[str | None, ...]:
+        """The machines that bear a part of the model: mostly one."""
+        shares = self.used_shares or self.shares[:1]
+        return tuple(dict.fromkeys(share.device.node for share in shares)) or (None,)
+
+    def on(self, node: str | None) -> Placement:
+        """Return the part of the model on one machine's devices; the rest of it counts as in no memory."""
+        shares = tuple(share for share in self.shares if share.device.node == node)
+        return replace(self, shares=shares, host=self.host if node == self.node else Parts())
+
+    @property
+    def link_text(self) -> str:
+        """Say as a clause that it is over several machines, and what that costs; empty on one."""
+        if self.link_bytes is None:
+            return ""
+        return (
+            f"it fits no machine alone: over {len(self.nodes)} of them it is slow, and "
+            f"{format_bytes(self.link_bytes)} cross the network for each token"
+        )
 
     @property
     def tensor_split(self) -> tuple[int, ...]:

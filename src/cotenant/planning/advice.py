@@ -24,6 +24,7 @@ from cotenant.domain.placements import Budget, Placement, Refusal, Remedy
 from cotenant.domain.units import GIB, MIB, format_bytes, parse_bytes
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.host_memory import on_host
+from cotenant.planning.over_machines import fits_no_machine, place_over_machines
 from cotenant.planning.planner import PlanRequest, expert_blocks, leave_to_engine, place
 from cotenant.planning.speed import HOST_BYTES_PER_S, most_tokens_per_s
 
@@ -61,9 +62,12 @@ def plan(
     """Place a model; a Refusal says what would fit. Raises BadSplit for a manual split.
 
     `host` is what may be used of host RAM besides the devices, None if that is no concern. `by_engine` leaves
-    the layout to the engine. Raises BadRecipe if the recipe does not.
+    the layout to the engine. Raises BadRecipe if the recipe does not. What no machine could hold is placed
+    over several if the request says so.
     """
     result = on_host((leave_to_engine if by_engine else place)(request, budgets, rules), host)
+    if isinstance(result, Refusal) and request.across_nodes and fits_no_machine(request, budgets, rules):
+        result = on_host(place_over_machines(request, budgets, rules), host)
     computed = request.recipe.engine.traits.planning is PlanMethod.PER_LAYER
     if isinstance(result, Placement) or not result.shortfalls or not computed:
         return result

@@ -37,7 +37,8 @@ class PlanRequest:
     """A model to place; `projector` is its mmproj, `draft` a model that guesses tokens for it.
 
     `stated_bytes` is what it takes of one device, stated by the operator or measured, if that cannot be
-    computed from its file; None if unknown.
+    computed from its file; None if unknown. It may be `across_nodes` where no machine could hold it
+    (`over_machines`).
     """
 
     name: str
@@ -46,6 +47,7 @@ class PlanRequest:
     projector: Projector | None = None
     stated_bytes: int | None = None
     draft: ModelShape | None = None
+    across_nodes: bool = False
 
 
 def place(request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules) -> Placement | Refusal:

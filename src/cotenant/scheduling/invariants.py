@@ -84,7 +84,7 @@ def _claims_and_residencies_match(state: State) -> None:
         model = state.models.get(residency.model)
         if model is None:
             raise InvariantViolation(f"law 2: #{residency.id} is of {residency.model}, which is not there")
-        _is_of_one_node(state, residency, model)
+        _is_on_its_nodes(state, residency, model)
         if residency.id == model.residency:
             continue
         if residency.id not in model.others:
@@ -92,13 +92,12 @@ def _claims_and_residencies_match(state: State) -> None:
         _moves_in_one_step(state, residency.model, model)
 
 
-def _is_of_one_node(state: State, residency: Residency, model: ModelState) -> None:
-    """Check that a residency is on one machine, and serves only if that answers."""
-    name = f"{residency.model} #{residency.id}"
-    nodes = {share.device.node for share in residency.placement.used_shares}
-    if len(nodes) > 1:
+def _is_on_its_nodes(state: State, residency: Residency, model: ModelState) -> None:
+    """Check that a residency is on one machine, unless it is to be on more, and serves only if all answer."""
+    name, nodes = f"{residency.model} #{residency.id}", residency.nodes
+    if len(nodes) > 1 and residency.placement.link_bytes is None:
         raise InvariantViolation(f"law 2: {name} is on {len(nodes)} machines")
-    is_silent = residency.node in state.ledger.silent and not residency.guest
+    is_silent = not (state.ledger.silent.keys().isdisjoint(nodes) or residency.guest)
     if is_silent and (residency.id in (model.residency, model.successor) or residency.idle):
         raise InvariantViolation(f"law 2: {name} serves, and its node does not answer")
     is_aside = residency.id in model.aside

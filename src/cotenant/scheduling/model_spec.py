@@ -26,7 +26,8 @@ class ModelSpec:
     replaced by measurements. A higher `priority` waits less. One with `preload` is loaded again if its
     engine dies. `seen_bytes` is what it was measured to hold, if its memory cannot be computed. A `guest`
     is no model, but memory that is leased to a command which is not ours (`guests`). There are as many
-    `copies` as it says.
+    `copies` as it says. `across` places it over several machines, None if it may not be; it is used only
+    while no machine that is there could hold it, with nothing else loaded.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ModelSpec:
     seen_bytes: int | None = None
     guest: bool = False
     copies: Copies = ONE_COPY
+    across: Fit | None = None
 
 
 @dataclass(frozen=True, slots=True)

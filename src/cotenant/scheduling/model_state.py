@@ -52,15 +52,15 @@ class Attempt:
 class ModelState:
     """A model, its waiting requests and its history.
 
-    `wanted` is why it is to be loaded though no request waits; empty if it is not. `wanted_later` is the same
-    for one that does not fit now, and is wanted again with the next Reading. `service_s` is how long its
-    requests usually take, None before the first has ended. `needs` are by the spec's `fit`, or by where it
-    goes instead; it uses only devices that are `allowed`, None for any, and is `elsewhere` while those that
-    it is for are not there. `tried` is the last try to place it, None if it has to be tried. `evicted_for` is
-    who needed its room last. `residency` serves it. While it moves, `successor` loads elsewhere to take over,
-    and those `leaving` have served or were to: they end. `load_costs` are how soon it loads on each node.
-    Those `aside` are on nodes that do not answer: they may serve again. A drained device moves it again at
-    `move_again_at`.
+    `wanted` is why it is to be loaded though no request waits; empty if it is not. `wanted_later` is the
+    same for one that does not fit now, and is wanted again with the next Reading. `service_s` is how long
+    its requests usually take, None before the first has ended. `needs` are by the spec's `fit`, or by where
+    it goes instead; it uses only devices that are `allowed`, None for any, and is `elsewhere` while those
+    that it is for are not there. While no machine could hold it, it may be placed `over_machines`. `tried`
+    is the last try to place it, None if it has to be tried. `evicted_for` is who needed its room last.
+    `residency` serves it. While it moves, `successor` loads elsewhere to take over, and those `leaving` have
+    served or were to: they end. `load_costs` are how soon it loads on each node. Those `aside` are on nodes
+    that do not answer: they may serve again. A drained device moves it again at `move_again_at`.
 
     A further copy of a model is a state of its own, number `copy` of `copy_of`: it has residencies, but
     neither requests nor a history of them, which are those of the model, its first copy. The model's `copies`
@@ -73,6 +73,7 @@ class ModelState:
     pinned: bool
     allowed: tuple[DeviceId, ...] | None = None
     elsewhere: bool = False
+    over_machines: bool = False
     tried: Attempt | None = None
     demand: Demand = field(default_factory=Demand)
     queue: list[Ticket] = field(default_factory=list)

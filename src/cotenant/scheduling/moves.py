@@ -322,6 +322,8 @@ def _fixed(residency: Residency) -> str:
         return "it is memory that a command has leased"
     if not residency.bytes_by_device:
         return "it is served elsewhere and holds no memory here"
+    if len(residency.nodes) > 1:
+        return "it is over several machines"
     traits = residency.placement.recipe.engine.traits
     return "the daemon of its engine decides where it is" if traits.daemon_address else ""
 

@@ -54,6 +54,11 @@ def lost(state: State, event: NodeLost, out: Outbox) -> None:
     for residency in _on(state, event.node):
         model = state.models[residency.model]
         served = residency.id == model.stays_as or residency.id in model.aside
+        if any(node != event.node and state.ledger.devices_of(node) for node in residency.nodes):
+            _end_rest(state, residency, why, out)
+            if served and model.residency is None and model.stays and not state.stopping:
+                state.want(model, f"node {event.node} is lost")
+            continue
         if residency.id == model.successor:
             failed(state, residency, why, Cause.NODE_LOST, out)
         drop_leases(state, residency)
@@ -84,7 +89,8 @@ def back(state: State, event: NodeBack, out: Outbox) -> None:
         return
     state.ledger.silence(event.node, None)
     for residency in _on(state, event.node):
-        if residency.id in state.models[residency.model].aside:
+        answers = state.ledger.silent.keys().isdisjoint(residency.nodes)
+        if answers and residency.id in state.models[residency.model].aside:
             _come_back(state, residency, out)
     _devices_changed(state, out)
 
@@ -157,6 +163,8 @@ def _why_not_adopted(
     current = state.residency_of(model)
     if current is not None and not (event.ready and current.state is ResidencyState.LOADING):
         return "it is loaded elsewhere by now"
+    if len(event.placement.nodes) > 1:
+        return "its parts on other machines are not taken over"
     if event.placement.node in ledger.silent:
         return ledger.silent[event.placement.node]
     if current is None and state.max_loaded_reached(model):
@@ -166,7 +174,7 @@ def _why_not_adopted(
 
 def _on(state: State, node: str) -> list[Residency]:
     """Return the residencies on a node, those that take over first, else the oldest first."""
-    here = [residency for residency in state.residencies.values() if residency.node == node]
+    here = [residency for residency in state.residencies.values() if node in residency.nodes]
     return sorted(here, key=lambda r: (r.id != state.models[r.model].successor, r.id))
 
 
@@ -184,6 +192,20 @@ def _step_aside(state: State, residency: Residency, why: str, out: Outbox) -> No
     model.residency, model.successor = model.successor, None
     if model.residency is None:
         model.tried = None
+
+
+def _end_rest(state: State, residency: Residency, why: str, out: Outbox) -> None:
+    """End what a model has on other machines: without the part on a lost one it cannot serve."""
+    model = state.models[residency.model]
+    model.aside.discard(residency.id)
+    if residency.id == model.residency:
+        state.became_cold(model)
+        model.tried = None
+    model.leaving.add(residency.id)
+    drop_leases(state, residency)
+    out.publish(DecisionKind.NODE, residency.model, f"was {residency.state} there in part: {why}")
+    if not residency.gone:
+        unload(state, residency, out, UnloadReason.DEVICE_LOST, f"unloaded: {why}")
 
 
 def _come_back(state: State, residency: Residency, out: Outbox) -> None:
@@ -221,7 +243,7 @@ def _cancel_reservations(state: State, node: str, why: str, out: Outbox) -> None
     """End what is under way to make room on a node, or by what runs there."""
     here = {residency.id for residency in _on(state, node)}
     for reservation in [*state.reservations.values()]:
-        if reservation.placement.node != node and not reservation.victims & here:
+        if node not in reservation.placement.nodes and not reservation.victims & here:
             continue
         model = state.models[reservation.model]
         if not (reservation.reload is not None and cancel_move(state, model, out, why)):

@@ -12,11 +12,11 @@ from cotenant.domain.residencies import RefusalCode, ResidencyId
 from cotenant.domain.units import format_duration
 from cotenant.planning.device_needs import DeviceNeeds, Fit
 from cotenant.planning.host_memory import placement_bytes
-from cotenant.planning.obstacles import obstacles
+from cotenant.planning.machines import place_on_a_machine
 from cotenant.scheduling.model_state import Attempt, ModelState, longest_wait_s
 from cotenant.scheduling.requests import refuse
 from cotenant.scheduling.reservations import cancel, drain_credit_s, end_reservation, reserve
-from cotenant.scheduling.room import Room, never_fits, on_emptied_host
+from cotenant.scheduling.room import Room, never_fits, obstacles, on_emptied_host
 from cotenant.scheduling.state import Outbox, State
 from cotenant.scheduling.transitions import start
 from cotenant.scheduling.victims import Victims, VictimSearch
@@ -102,7 +102,8 @@ def choose_fits(state: State, models: Iterable[ModelState]) -> None:
         if model.copy_of is not None:
             continue
         spec, fit = model.spec, model.spec.fit
-        if (spec.elsewhere is not None or spec.allows is not None) and present is None:
+        names_devices = spec.elsewhere is not None or spec.allows is not None
+        if (names_devices or spec.across is not None) and present is None:
             whole = state.ledger.whole()
             drained, silent = state.ledger.drained, state.ledger.silent
             present = [b for b in whole if b.device.id not in drained and b.device.node not in silent]
@@ -113,6 +114,10 @@ def choose_fits(state: State, models: Iterable[ModelState]) -> None:
         model.allowed, model.tried, model.elsewhere = None, None, fit is not spec.fit
         if spec.allows is not None and present is not None and fit is spec.fit:
             model.allowed = tuple(budget.device.id for budget in present if spec.allows(budget.device))
+        model.over_machines = False
+        if spec.across is not None and present is not None and fit is spec.fit:
+            model.over_machines = isinstance(place_on_a_machine(present, fit), Refusal)
+            fit = spec.across if model.over_machines else fit
         if spec.is_unclear and spec.is_unclear([r.device for r in state.ledger.readings.values()]):
             fit, model.allowed = _always(spec.fit(state.ledger.whole())), ()
         absent: dict[str | None, str] = {}
@@ -231,6 +236,7 @@ def _place(now: _Pass, model: ModelState, out: Outbox) -> None:
             count, longest = len(model.queue), format_duration(longest_wait_s(model, out.at))
             why = f"{'1 request waits' if count == 1 else f'{count} requests wait'}, the first for {longest}"
         why += _why_on(state, model, now_free.node)
+        why += f"; {now_free.link_text}" if now_free.link_text else ""
         if model.whole.elsewhere:
             why += "; warning: it may not be on these devices, but those that it is for are not there"
         start(state, model, now_free, out, why)
@@ -289,7 +295,8 @@ def _could_fit(state: State, model: ModelState, devices: Iterable[DeviceId]) -> 
             kind, node = ledger.devices.kind(device, single=single), ledger.readings[device].device.node
             if model.needs.fits(kind, rooms.room(ledger.devices.place(device))):
                 return True
-            if rooms.of_nodes[node] >= model.needs.least_bytes(kind):
+            room = rooms.of_nodes.total() if model.over_machines else rooms.of_nodes[node]
+            if room >= model.needs.least_bytes(kind):
                 return True
     return False
 
@@ -339,10 +346,11 @@ def _refuse(state: State, model: ModelState, reason: str, out: Outbox) -> None:
 
     One that is to stay loaded is tried again with each Reading.
     """
-    bare = on_emptied_host(state, model.spec.fit(state.ledger.whole(lost=True)), bare=True)
+    fit = model.spec.across or model.spec.fit
+    bare = on_emptied_host(state, fit(state.ledger.whole(lost=True)), bare=True)
     again_s = None
     if isinstance(bare, Placement):
-        reason, again_s = "; ".join((reason, *obstacles(state.ledger))), _COME_BACK_S
+        reason, again_s = "; ".join((reason, *obstacles(state))), _COME_BACK_S
     elif state.settings.machines_come:
         again_s = _COME_BACK_S
     text = f"{model.spec.name} does not fit: {reason}"

@@ -65,8 +65,13 @@ class Residency:
 
     @property
     def node(self) -> str | None:
-        """The machine that it runs on; None for this one if there are no others."""
+        """The machine that runs it; None for this one if there are no others."""
         return self.placement.node
+
+    @property
+    def nodes(self) -> tuple[str | None, ...]:
+        """The machines that bear a part of it: mostly one."""
+        return self.placement.nodes
 
     @property
     def held_since(self) -> float:

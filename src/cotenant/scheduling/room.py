@@ -9,6 +9,7 @@ from typing import Final
 
 from cotenant.domain.devices import DeviceId, host_id
 from cotenant.domain.placements import Budget, Placement, Refusal
+from cotenant.domain.units import format_bytes
 from cotenant.planning.device_needs import Kind
 from cotenant.planning.host_memory import on_host
 from cotenant.planning.machines import more_on_gpus
@@ -58,9 +59,10 @@ class Room:
         The first unused device that fits is taken, in planned order; else the fullest one that still fits, so
         that larger models find contiguous room. Of unused ones, or of used ones, those go first on whose
         machine its file loads soonest. A model that is better spread than packed is placed on all devices of
-        a machine at once. Of more than `MOST_NODES` machines those with the most room are tried.
+        a machine at once. Of more than `MOST_NODES` machines those with the most room are tried. One that
+        no machine could hold is placed over several, if it may be.
         """
-        if not model.spec.together:
+        if not (model.spec.together or model.over_machines):
             alone = self._alone(model)
             placed = None if alone is None else self._ledger.on_host(alone, self.freed)
             if placed is not None and (isinstance(placed, Placement) or len(self._ledger.hosts) < 2):
@@ -68,7 +70,9 @@ class Room:
         refusal: Refusal | None = None
         best: Placement | None = None
         machines = [*(self._roomiest_nodes() if nodes is None else nodes)]
-        if self._loads_unequally(model):
+        if model.over_machines:
+            machines = [tuple(device for node in self._roomiest_nodes() for device in node)]
+        elif self._loads_unequally(model):
             name_of = self._ledger.devices.name_of_node
             machines.sort(key=lambda node: model.load_cost_s(name_of(node[0]) if node else None))
         for node in machines:
@@ -188,12 +192,13 @@ def never_fits(state: State, model: ModelState, tried: Attempt | None = None) ->
     singly: Iterable[DeviceId] = ledger.readings if model.allowed is None else model.allowed
     if len(tried.hope) > 1 and isinstance(fits(tried.hope), Placement):
         return None
-    for device in () if model.spec.together else (*tried.hope[:1], *singly):
+    for device in () if model.spec.together or model.over_machines else (*tried.hope[:1], *singly):
         if fits_alone(device):
             tried.hope = (device,)
             return None
     reason = ""
-    for node in ledger.devices.nodes() or [()]:
+    nodes = [tuple(ledger.readings)] if model.over_machines else ledger.devices.nodes() or [()]
+    for node in nodes:
         result = fits(node)
         if isinstance(result, Placement):
             tried.hope = node
@@ -208,6 +213,19 @@ def never_fits(state: State, model: ModelState, tried: Attempt | None = None) ->
     reason = f"next to {names}: {reason}"
     full = ledger.full(Counter({device: _leaving(state, device) for device in ledger.readings}))
     return "; ".join((reason, *(text for text in full if text.partition(": ")[2] not in reason)))
+
+
+def obstacles(state: State) -> list[str]:
+    """Return which devices are lost or not used, and what others hold of those that are there."""
+    ledger = state.ledger
+    found = [f"{reading.device.label} is lost" for reading in ledger.lost.values()]
+    for device, reading in ledger.readings.items():
+        if device in ledger.drained:
+            found.append(f"{reading.device.label} is drained")
+        if held := ledger.foreign_bytes(device):
+            who = reading.holders or "not named by the driver"
+            found.append(f"other processes hold {format_bytes(held)} of {reading.device.label}: {who}")
+    return [*found, *ledger.silent.values()]
 
 
 def _stays(state: State, residency: Residency) -> bool:

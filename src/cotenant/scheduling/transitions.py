@@ -236,7 +236,8 @@ def reclaim(state: State, residency: Residency, out: Outbox) -> None:
         return
     waited_s = out.at - residency.ended_at
     missing = [device for device in residency.last_seen if not _seen_back(state, residency, device)]
-    if missing and (waited_s < state.settings.reclaim_bound_s or residency.node in state.ledger.silent):
+    is_silent = not state.ledger.silent.keys().isdisjoint(residency.nodes)
+    if missing and (waited_s < state.settings.reclaim_bound_s or is_silent):
         return
     if missing:
         holders = "; ".join(filter(None, (state.ledger.readings[device].holders for device in missing)))

@@ -147,7 +147,9 @@ class VictimSearch:
 
     def _on_several(self, by_device: Mapping[DeviceId, Sequence[Candidate]]) -> Victims | None:
         nodes = self.state.ledger.devices.nodes()
-        if len(nodes) > 1:
+        if self.model.over_machines:
+            nodes = [tuple(self.state.ledger.readings)]
+        elif len(nodes) > 1:
             nodes = {self.state.ledger.devices.node_of(device): None for device in by_device}.keys()
         best: tuple[float, Victims] | None = None
         for node in nodes:

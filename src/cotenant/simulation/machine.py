@@ -80,6 +80,16 @@ class Machine:
             for device in held:
                 self._cards[device].held[name] = self._cards[device].held.pop(engine)
 
+    def strand(self, engine: ResidencyId, node: str, name: ResidencyId) -> None:
+        """Record that what an engine holds on a node stays there when it ends: nobody's, under this name."""
+        held = self._held.get(engine, {})
+        there = [card.id for card in self._nodes[node] if card.id in held]
+        if there:
+            self._held[name] = {device: held.pop(device) for device in there}
+            self._disowned.add(name)
+        for device in there:
+            self._cards[device].held[name] = self._cards[device].held.pop(engine)
+
     def give_back(self, engine: ResidencyId) -> None:
         """Free the memory of an engine."""
         for device in self._held.pop(engine, ()):

@@ -7,6 +7,7 @@ from typing import Final
 
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import LeaseId, ResidencyId
+from cotenant.planning.machines import place_on_a_machine
 from cotenant.scheduling import events, invariants
 from cotenant.scheduling.commands import (
     AdoptEngine,
@@ -42,7 +43,7 @@ class _Stop:
 class _Node:
     """A machine as the daemon reaches it. What it wants to tell, and is to do, is `held` while it is cut off.
 
-    `number` counts its cuts.
+    `number` counts its cuts. `stranded` are parts of engines over several machines that run on there.
     """
 
     number: int = 0
@@ -50,6 +51,7 @@ class _Node:
     silent: bool = False
     lost: bool = False
     held: list[Callable[[], None]] = field(default_factory=list)
+    stranded: list[ResidencyId] = field(default_factory=list)
 
     def drop_orders(self) -> None:
         """Do not what a daemon wanted that is gone, or has forgotten the machine."""
@@ -78,14 +80,14 @@ class NodesWorld(World):
         super().__init__(
             restarted(), machine, models, rng, faults=faults, tick_s=tick_s, read_every_s=read_every_s
         )
-        self.adopted = self.discarded = self.forgotten = 0
+        self.adopted = self.discarded = self.forgotten = self.over_machines = 0
         self._restarted = restarted
         self._nodes = {each.node or "": _Node() for each in machine.cards}
         self._specs: Sequence[ModelSpec] = ()
         self._placements: dict[SimulatedEngine, Placement] = {}
         self._strays: dict[SimulatedEngine, None] = {}
         self._offered: dict[str, SimulatedEngine] = {}
-        self._offers = 0
+        self._offers = self._strandings = 0
 
     @property
     def names(self) -> list[str]:
@@ -119,6 +121,7 @@ class NodesWorld(World):
         self.queue.after(SUSPECT_S, unless_mended(lambda: self._is_silent(name)))
         self.queue.after(LOST_S, unless_mended(lambda: self._is_lost(name)))
         self.queue.after(LEASE_S, unless_mended(lambda: self._end_all(name, "its lease is over", 0.1)))
+        self.queue.after(LEASE_S, unless_mended(lambda: self._end_stranded(name)))
         self.queue.after(for_s, unless_mended(lambda: self.mend(name)))
 
     def kill(self, name: str, for_s: float) -> None:
@@ -127,10 +130,12 @@ class NodesWorld(World):
         for engine in self._engines_of_node(name):
             self._ends(engine, "its machine died")
             self.machine.give_back(engine.residency)
+        self._end_stranded(name)
 
     def end_agent(self, name: str) -> None:
         """End a machine's agent, and its engines with it; a new one begins at once."""
         self._end_all(name, "its agent was killed", 1.0)
+        self._end_stranded(name)
 
     def mend(self, name: str) -> None:
         """Have the daemon reach a machine again."""
@@ -139,6 +144,7 @@ class NodesWorld(World):
         node.cut = node.silent = node.lost = False
         if missed:
             self.send(events.NodeBack(self.queue.now, name))
+        self._end_stranded(name)
         held, node.held = node.held, []
         for action in held:
             action()
@@ -205,9 +211,29 @@ class NodesWorld(World):
         self.send(events.NodeSilent(self.queue.now, name, SUSPECT_S))
 
     def _is_lost(self, name: str) -> None:
-        self._nodes[name].lost = True
-        self._nodes[name].drop_orders()
+        node = self._nodes[name]
+        node.lost = True
+        node.drop_orders()
+        over_more = [engine for engine in self._engines_of_node(name) if self._living(engine)]
+        for engine in over_more:
+            # The daemon counts that part of it as gone; there it runs on.
+            self._strandings -= 1
+            self.machine.strand(engine.residency, name, ResidencyId(self._strandings))
+            node.stranded.append(ResidencyId(self._strandings))
         self.send(events.NodeLost(self.queue.now, name, f"it has not answered for {LOST_S:g} s"))
+        # What is left of such engines is on machines that answer.
+        held, node.held = node.held, []
+        for action in held:
+            action()
+
+    def _end_stranded(self, name: str) -> None:
+        stranded, self._nodes[name].stranded = self._nodes[name].stranded, []
+        for each in stranded:
+            self.machine.give_back(each)
+
+    def _living(self, engine: SimulatedEngine) -> bool:
+        """Whether a part of an engine is on a machine that is not lost."""
+        return any(not self._nodes[node or ""].lost for node in self._placements[engine].nodes)
 
     def _read_node(self, name: str) -> None:
         if self._nodes[name].cut:
@@ -220,11 +246,15 @@ class NodesWorld(World):
             self.queue.after(self._rng.uniform(0, within_s), lambda e=engine: self._ends(e, why))  # type: ignore[misc]
 
     def _engines_of_node(self, name: str) -> list[SimulatedEngine]:
-        return [e for e in self._placements if self._placements[e].node == name and not e.gone]
+        return [e for e in self._placements if name in self._placements[e].nodes and not e.gone]
 
     def _offer_engines(self, name: str) -> None:
         """Have the daemon decide what becomes of the engines that run on a machine."""
         for engine in [e for e in self._engines_of_node(name) if e in self._strays and not e.asked_to_end]:
+            if len(self._placements[engine].nodes) > 1:
+                # Its parts are not taken over.
+                self._stop(engine, cuts_requests=True)
+                continue
             self._offers += 1
             key = f"{engine.model.name} {self._offers}"
             self._offered[key] = engine
@@ -234,7 +264,10 @@ class NodesWorld(World):
                 raise ContractViolation(f"{key} was found, and nothing was decided about it")
 
     def _node_of(self, engine: SimulatedEngine) -> _Node:
-        return self._nodes[self._placements[engine].node or ""]
+        """Return the machine that an engine is reached by: one that is cut off, unless it counts as lost."""
+        nodes = [self._nodes[node or ""] for node in self._placements[engine].nodes]
+        waits = (node for node in nodes if node.cut and not (node.lost and self._living(engine)))
+        return next(waits, next((node for node in nodes if not node.cut), nodes[0]))
 
     def _execute(self, commands: Sequence[Command]) -> None:
         others: list[Command] = []
@@ -286,12 +319,23 @@ class NodesWorld(World):
     # What World does, through the daemon's way to the machine.
 
     def _start(self, command: StartEngine) -> None:
+        if len(command.placement.nodes) > 1 and self._fits_a_machine(command.model):
+            raise ContractViolation(f"{command.model} is over several machines, and one could hold it")
+        self.over_machines += len(command.placement.nodes) > 1
         super()._start(command)
         self._placements[self._engines[command.residency]] = command.placement
 
+    def _fits_a_machine(self, name: str) -> bool:
+        """Whether a machine that answers could hold a model with nothing else on it."""
+        ledger = self.scheduler.state.ledger
+        there = [each for each in ledger.whole() if each.device.node not in ledger.silent]
+        usable = [budget for budget in there if budget.device.id not in ledger.drained]
+        return isinstance(place_on_a_machine(usable, self.scheduler.state.models[name].spec.fit), Placement)
+
     def _serve(self, client: Client, lease: LeaseId, residency: ResidencyId) -> None:
         engine = self._engines.get(residency)
-        if engine is not None and self._placements[engine].node in self.scheduler.state.ledger.silent:
+        silent = self.scheduler.state.ledger.silent.keys()
+        if engine is not None and not silent.isdisjoint(self._placements[engine].nodes):
             raise ContractViolation(f"{client.request.model} is granted on a machine that does not answer")
         super()._serve(client, lease, residency)
 
@@ -311,6 +355,8 @@ class NodesWorld(World):
             super()._becomes_ready(engine)
 
     def _stop(self, engine: SimulatedEngine | None, *, cuts_requests: bool) -> None:
+        nodes = () if engine is None else self._placements[engine].nodes
+        cuts_requests = cuts_requests or any(self._nodes[node or ""].lost for node in nodes)
         if engine is not None and self._node_of(engine).cut:
             engine.asked_to_end = True
             stop = _Stop(engine, lambda: super(NodesWorld, self)._stop(engine, cuts_requests=cuts_requests))
