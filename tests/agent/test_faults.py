@@ -24,14 +24,24 @@ from cotenant.domain.errors import (
     EngineMissing,
 )
 from cotenant.domain.nodes import BadNodeMessage, NodeUnreachable, WrongProtocol
-from cotenant.nodes.messages import Hello, InstallEngine, Nothing, OfEngine
+from cotenant.nodes.messages import (
+    AwaitReady,
+    EngineState,
+    Hello,
+    InstallEngine,
+    Nothing,
+    OfEngine,
+    Stop,
+)
 from cotenant.nodes.protocol import (
+    AWAIT_READY,
     BUILDS,
     BUSY_SLOTS,
     DOCTOR,
     HELLO,
     INSTALL_ENGINE,
     MAX_LINE_BYTES,
+    STOP,
 )
 from cotenant.nodes.transport import ask
 from tests.engines.contract import complete
@@ -199,6 +209,31 @@ async def test_the_doctor_of_a_machine_is_asked_through_its_agent(there: AgentPr
         report = (await ask(daemon.transport, "b", DOCTOR, Nothing(), 120)).report
         assert report["findings"]
         assert set(report["counts"]) == {"problem", "warning", "unknown", "ok"}
+
+
+async def test_an_engine_that_died_while_no_daemon_listened_is_in_the_answer_to_the_next(
+    there: AgentProcess,
+) -> None:
+    first = Daemon(there)
+    await first.hello()
+    await first.renew(first.answer.stamp)
+    died, stopped = [await first.host.start(host_order(there.folder / "m.gguf")) for _ in range(2)]
+    assert died.node_pid is not None
+    os.kill(died.node_pid, signal.SIGSEGV)
+    await ask(first.transport, "b", AWAIT_READY, AwaitReady(1, died.id, 60.0))
+    await ask(first.transport, "b", STOP, Stop(1, stopped.id, 0.0))
+    await first.transport.close()
+    second = Daemon(there)
+    try:
+        async with asyncio.timeout(60):
+            while {each.state for each in (await second.hello()).engines} != {EngineState.ENDED}:
+                await second.renew(second.answer.stamp)
+        told = {each.id: each for each in second.answer.engines if each.id in (died.id, stopped.id)}
+        assert told.keys() == {died.id}, "the end of one that was stopped is no news"
+        assert told[died.id].error is not None
+        assert "signal 11" in told[died.id].error.message or "crash" in told[died.id].error.message
+    finally:
+        await second.transport.close()
 
 
 async def test_engines_die_with_their_agent_and_the_next_one_knows_none(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from dataclasses import replace
 
+from cotenant.console.app import Console
 from cotenant.domain.decisions import NodeState
-from tests.console.looking import CARD, COLD, READY, gateway, look, operator
+from tests.console.looking import CARD, COLD, NOWHERE, READY, gateway, look, operator, served
 from tests.console.test_pages import HOSTILE, Outline
+from tests.gateway.harness import SlotRouter
+from tests.support.daemon.plain_gateway import plain_gateway
 from tests.support.daemon.plain_nodes import READY as NODE_A
 from tests.support.daemon.plain_nodes import SILENT as NODE_B
 from tests.support.daemon.plain_nodes import PlainNodes
@@ -52,3 +55,18 @@ async def test_of_one_machine_nothing_is_said_of_machines() -> None:
     page = await look(gateway(operator()), "/")
     assert 'class="node' not in page.text
     assert "card silent" not in page.text
+
+
+async def test_the_page_of_a_model_follows_its_log_on_another_machine_and_names_that() -> None:
+    async def page(**log: str) -> str:
+        router = SlotRouter(NOWHERE, models=(served("llama", "suspended", **log),))
+        app = plain_gateway(router, operator(ON_NODE_B), console=Console)
+        return (await look(app, "/models/llama")).text
+
+    there = await page(log_node="b")
+    assert "data-has-log" in there
+    assert "<dt>Machine of its log</dt><dd>b</dd>" in there
+    assert "data-has-log" in await page(log_path="/logs/llama.log")
+    none = await page()
+    assert "data-has-log" not in none
+    assert "Machine of its log" not in none

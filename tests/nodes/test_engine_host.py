@@ -2,13 +2,22 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cotenant.domain.engine_kinds import EngineKind
-from cotenant.domain.engines import Endpoint, EngineBuild, InstallOrder, InstallStage, InstallStep
+from cotenant.domain.engines import (
+    Endpoint,
+    EngineBuild,
+    EngineEnd,
+    InstallOrder,
+    InstallStage,
+    InstallStep,
+)
 from cotenant.domain.errors import EngineInstallFailed, EngineLoadFailed, EngineMissing
+from cotenant.domain.exit_causes import Cause
 from cotenant.domain.nodes import NodeUnreachable, StaleEpoch
 from cotenant.nodes.engine_host import NodeEngineHost
 from cotenant.nodes.messages import (
@@ -205,3 +214,18 @@ async def test_an_install_that_fails_or_is_not_heard_of_any_more_is_an_error() -
         with pytest.raises(NodeUnreachable, match="was not heard while it installed") as caught:
             await anext(unheard)
         assert caught.value.hint == "What came of it: cotenant engine list --node b"
+
+
+async def test_why_an_engine_ended_that_nobody_heard_of_is_in_the_next_greeting() -> None:
+    host = host_of(Scripted(obeys))
+    died, failed = [await host.start(ORDER) for _ in range(2)]
+    end = EngineEnd("it crashed; its last lines: ouch", Cause.CRASHED)
+    no = ErrorBody("engine_load_failed", "no memory", cause=Cause.GPU_MEMORY_LOADING)
+    over = EngineStatus("", ORDER, EngineState.ENDED)
+    assert not host.reconcile([replace(over, id=died.id, end=end), replace(over, id=failed.id, error=no)])
+    assert await died.wait_exit() == end
+    with pytest.raises(EngineLoadFailed, match="no memory") as caught:
+        await failed.wait_ready(60)
+    assert caught.value.cause is Cause.GPU_MEMORY_LOADING
+    assert died.gone
+    assert failed.gone

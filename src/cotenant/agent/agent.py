@@ -71,7 +71,7 @@ class Agent:
         self._epoch = Epoch(options.state_dir / "epoch")
         self._events = EventLog()
         self._secrets: frozenset[str] = frozenset()
-        self._logs = LogFolder(options.state_dir / "logs")
+        self._logs = LogFolder(options.state_dir / "logs", machine=options.name)
         self._hosts = EngineHosts(
             HostInputs(
                 self._logs,

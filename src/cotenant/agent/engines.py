@@ -28,6 +28,9 @@ from cotenant.nodes.protocol import error_body
 _REMEMBERED: Final = 1_000
 """How many engines that have ended are known, so that an old order is not carried out twice."""
 
+_REPORTED: Final = 20
+"""How many of them a daemon is told of that may not have heard of their ends."""
+
 _LOG = logging.getLogger(__name__)
 
 Environment = Callable[[str, EngineOrder, Callable[[str], None]], Awaitable[Mapping[str, str]]]
@@ -93,7 +96,9 @@ class AgentEngines:
         return len(self._runs)
 
     def __iter__(self) -> Iterator[EngineStatus]:
-        return iter([run.status() for run in self._runs.values()])
+        """Yield the engines that run, and those that have ended by themselves of late."""
+        ended = [status for status in self._past.values() if status.end or status.error]
+        return iter([run.status() for run in self._runs.values()] + ended[-_REPORTED:])
 
     def engine(self, id_: str) -> Engine | None:
         """Return an engine that runs."""
@@ -204,7 +209,10 @@ class AgentEngines:
         try:
             await engine.stop(0)
         finally:
-            self._past[run.id] = EngineStatus(run.id, run.order, EngineState.ENDED)
+            past = EngineStatus(run.id, run.order, EngineState.ENDED)
+            # The end of one that was stopped on purpose is no news.
+            told = None if end is not None and end.cause is None else end
+            self._past[run.id] = replace(past, end=told, error=error)
             if len(self._past) > _REMEMBERED:
                 self._past.popitem(last=False)
             del self._runs[run.id]

@@ -37,8 +37,11 @@ async def show(request: PageRequest) -> View:
             "engine": Part(
                 "model-engine",
                 "model_engine.html",
-                {key: model.get(key) for key in ("engine", "loads", "load_s", "requests", "warm_bytes")}
-                | {"log": model.get("log_path") is not None},
+                {
+                    key: model.get(key)
+                    for key in ("engine", "loads", "load_s", "requests", "warm_bytes", "log_node")
+                }
+                | {"log": bool(model.get("log_path") or model.get("log_node"))},
             ),
             "placement": Part("model-placement", "model_placement.html", _placement(model, facts["gpus"])),
             "moves": moves_part(why.get("defragmentation")),

@@ -93,6 +93,7 @@ class ModelFile:
 class ServedModel:
     """A model that clients may name; `created_at` is Unix seconds. Unknown is None.
 
+    The log of its last engine is at `log_path`, or on another machine, `log_node`.
     `recipe` is how it runs when it is loaded, with its `companions`; `vision` says that it takes images,
     `hearing` sounds. Requests follow `rules`, or those of the variant that they name. A group has `members`,
     and is else like the one that would serve it now.
@@ -107,6 +108,7 @@ class ServedModel:
     build: EngineBuild | None = None
     report: EngineReport | None = None
     log_path: str | None = None
+    log_node: str | None = None
     recipe: Recipe | None = None
     file: ModelFile | None = None
     vision: bool = False

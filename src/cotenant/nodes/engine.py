@@ -155,6 +155,9 @@ class NodeEngine:
         if status.state is EngineState.READY and status.endpoint is not None:
             self.take(EngineBecameReady(self.id, status.endpoint, status.report))
         elif status.state is EngineState.ENDED:
+            # Its events may have been lost, and with them the reason.
+            if status.end is not None or status.error is not None:
+                self._leave(status.end, None if status.error is None else error_from(status.error))
             self.lose(f"{self.order.name} has ended")
         elif self.state is EngineState.STARTING:
             self.state = status.state

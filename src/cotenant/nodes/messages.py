@@ -86,7 +86,8 @@ class EngineState(StrEnum):
 class EngineStatus:
     """An engine that an agent runs, or ran: `order` as it was sent, `token` what the gate lets in to it.
 
-    `endpoint` is where it listens on its own machine, and `log` its file there.
+    `endpoint` is where it listens on its own machine, and `log` its file there. One that has ended by itself
+    has an `end`, or an `error` if it could not be loaded.
     """
 
     id: str
@@ -98,6 +99,8 @@ class EngineStatus:
     build: EngineBuild | None = None
     report: EngineReport | None = None
     log: Path | None = None
+    end: EngineEnd | None = None
+    error: "ErrorBody | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,7 @@ class HelloAnswer:
     """What an agent is and has. `seq` is the number of its last event, `stamp` its CLOCK_BOOTTIME in seconds.
 
     `gate` is None if the hello named none. `unix_time_s` is its clock, to compare with ours.
-    `problems` are what is wrong with the machine, in sentences.
+    `problems` are what is wrong with the machine, in sentences. Among `engines` are the last that have ended.
     """
 
     identity: Identity

@@ -125,6 +125,7 @@ async def daemon(
         60.0,
         _RULES,
     )
+    effects.remote_log, effects.log_node = hosts.log_of, hosts.log_node
     loop = Loop(Scheduler(SchedulerSettings()), clock, effects)
     cards = NodeCards((), _RULES, loop)
     plain: Any = SimpleNamespace(configuration=read_configuration(Document("", {}), environment={}))
@@ -239,3 +240,23 @@ async def test_when_an_agent_is_killed_its_engines_are_gone_at_once_and_its_memo
             assert kinds.count(DecisionKind.READY) == 2
             assert DecisionKind.FREED in kinds
             assert DecisionKind.NOT_FREED not in kinds
+
+
+async def test_why_an_engine_died_there_has_its_last_lines_and_its_log_is_read_there(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_SAYS", "error: the model is haunted")
+    with machine_b(tmp_path) as running:
+        async with daemon(running, model, 1) as only:
+            await only.parts.operator.load("m")
+            (pid,) = only.engine_pids()
+            os.kill(pid, signal.SIGSEGV)
+            await until(lambda: DecisionKind.FAILED in [d.kind for d in only.parts.operator.why("m")])
+            (failed,) = [d for d in only.parts.operator.why("m") if d.kind is DecisionKind.FAILED]
+            assert "(the model is haunted)" in failed.text
+            assert failed.text.endswith("/m.log on b")
+            (served,) = only.parts.router.models()
+            assert (served.log_path, served.log_node) == (None, "b")
+            read = only.parts.operator.remote_log("m")
+            assert read is not None
+            assert b"error: the model is haunted" in (await read(None, 65_536))[0]

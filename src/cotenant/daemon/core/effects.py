@@ -108,6 +108,7 @@ class Effects:
     running: dict[ResidencyId, Running] = field(default_factory=dict)
     log_path: Callable[[str], Path | None] = lambda _: None
     remote_log: Callable[[str], RemoteLog | None] = lambda _: None
+    log_node: Callable[[str], str | None] = lambda _: None
     _stopping: BackgroundTasks = field(default_factory=BackgroundTasks)
 
     def start(

@@ -30,5 +30,7 @@ def served_group(state: State, group: ModelGroup, models: Mapping[str, ServedMod
     if not members:
         return None
     now = models[members[0]]
-    described = replace(now, name=group.name, aliases=(), rules=group.rules, variants={}, log_path=None)
+    described = replace(
+        now, name=group.name, aliases=(), rules=group.rules, variants={}, log_path=None, log_node=None
+    )
     return replace(described, members=tuple(members))

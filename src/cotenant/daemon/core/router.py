@@ -38,8 +38,8 @@ class FleetRouter:
             model = state.models.get(name)
             residency = state.residency_of(model) if model else None
             running = loop.effects.running.get(residency.id) if residency else None
-            log_path = loop.effects.log_of(model.residency if model else None, name)
-            found.append(served_model(entry, residency, running, loop.served_since[name], log_path))
+            log = loop.effects.log_of(model.residency if model else None, name), loop.effects.log_node(name)
+            found.append(served_model(entry, residency, running, loop.served_since[name], *log))
         known = {model.name: model for model in found}
         groups = (served_group(state, group, known) for group in loop.groups.values())
         return [*found, *(group for group in groups if group is not None)]

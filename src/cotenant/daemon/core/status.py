@@ -116,7 +116,12 @@ def device_statuses(
 
 
 def served_model(
-    entry: ModelEntry, residency: Residency | None, running: Running | None, created_at: int, log: Path | None
+    entry: ModelEntry,
+    residency: Residency | None,
+    running: Running | None,
+    created_at: int,
+    log: Path | None,
+    log_node: str | None,
 ) -> ServedModel:
     """Describe a model, and its placement if it is loaded."""
     shape = entry.shape
@@ -130,7 +135,8 @@ def served_model(
         placement=running.placement if residency and running else None,
         build=running.engine.build if residency and running and running.engine else None,
         report=running.report if residency and running else None,
-        log_path=str(log) if log else None,
+        log_path=str(log) if log and log_node is None else None,
+        log_node=log_node,
         recipe=entry.recipe,
         file=None
         if entry.path is None

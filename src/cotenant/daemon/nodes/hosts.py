@@ -24,7 +24,7 @@ class NodeHosts:
         self._ensure = ensure
         self._make = make
         self.by_node: dict[str, NodeEngineHost] = {}
-        self._logs: dict[str, RemoteLog] = {}
+        self._logs: dict[str, tuple[str, RemoteLog]] = {}
 
     async def start(self, order: EngineOrder) -> Engine:
         """Start loading. Raises CotenantError before anything runs, or NodeUnreachable."""
@@ -47,11 +47,15 @@ class NodeHosts:
             part = await host.log(name, offset, limit_bytes)
             return part.data, part.offset, part.size
 
-        self._logs[name] = read
+        self._logs[name] = (node, read)
 
     def log_of(self, name: str) -> RemoteLog | None:
         """Return what reads the log of a model's last engine; None if that was on no machine of these."""
-        return self._logs.get(name)
+        return self._logs[name][1] if name in self._logs else None
+
+    def log_node(self, name: str) -> str | None:
+        """Return the machine on which that log is."""
+        return self._logs[name][0] if name in self._logs else None
 
     def of(self, node: str) -> NodeEngineHost:
         """Return the host of a machine that has answered."""

@@ -83,7 +83,7 @@ class NodeParts:
             stop()
 
         self.cards = NodeCards(use, rules, loop)
-        loop.effects.remote_log = self.hosts.log_of
+        loop.effects.remote_log, loop.effects.log_node = self.hosts.log_of, self.hosts.log_node
         sharing = NodeSharing(self.hosts, self.cards, active)
         active.listeners.append(sharing.tell_all)
         self.machines = Machines(loop, self.hosts, self.cards, sharing, superseded)

@@ -358,4 +358,5 @@ class ServerEngine:
             self._port.close()
 
     def _advice(self, remedy: str) -> str:
-        return f"{remedy} The engine's log is {self._log.path}.".lstrip()
+        where = f" on {self._log.machine}" if self._log.machine else ""
+        return f"{remedy} The engine's log is {self._log.path}{where}.".lstrip()

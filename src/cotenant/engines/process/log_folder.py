@@ -29,10 +29,14 @@ class RotatingLog:
     When it exceeds `max_bytes` its last `max_bytes`, or a MiB, go to `NAME.1` (older ones to `NAME.2` and so
     on, `kept` in all) and it is truncated; the child appends, so it continues at the start. What the child
     writes between the copy and the truncation, microseconds apart, is lost. On a full disk nothing is copied.
+    `machine` is where it is, if that is not the daemon's.
     """
 
-    def __init__(self, path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES, kept: int = 2) -> None:
+    def __init__(
+        self, path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES, kept: int = 2, machine: str | None = None
+    ) -> None:
         self.path = path
+        self.machine = machine
         self._max_bytes = max_bytes
         self._kept = kept
         self._rotated = False
@@ -136,11 +140,12 @@ class LogFolder:
     """Hands out log files; no two running engines share one.
 
     A log larger than `max_bytes` is rotated; of each, two older ones are kept. While nothing can be written
-    in the folder, logs go to host RAM, until the daemon ends.
+    in the folder, logs go to host RAM, until the daemon ends. `machine` is that of an agent.
     """
 
-    def __init__(self, path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+    def __init__(self, path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES, machine: str | None = None) -> None:
         self._path = path
+        self._machine = machine
         self._max_bytes = max_bytes
         self._in_use: dict[Path, Callable[[], bool]] = {}
         self._latest = {log.stem: log for log in path.glob("*.log")}
@@ -156,7 +161,7 @@ class LogFolder:
             path = folder / f"{stem}.{number}.log"
         self._in_use[path] = ended
         self._latest[stem] = path
-        return RotatingLog(path, max_bytes=self._max_bytes)
+        return RotatingLog(path, max_bytes=self._max_bytes, machine=self._machine)
 
     def latest(self, name: str) -> Path | None:
         """Return the log of a model's last engine, also of an earlier run of the daemon's."""

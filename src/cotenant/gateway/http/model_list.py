@@ -149,6 +149,7 @@ def admin_model(model: ServedModel) -> dict[str, Any]:
         "engine": build
         and {"kind": build.kind, "form": build.form, "version": build.version, "program": build.program},
         "log_path": model.log_path,
+        "log_node": model.log_node,
         "placement": model.placement and _placement(model.placement, model.report),
         "recipe": model.recipe,
         "file": model.file,

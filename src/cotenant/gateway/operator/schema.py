@@ -78,7 +78,7 @@ class ServedRecipeResponse(RecipeResponse):
 
 
 class ServedResponse(BaseModel):
-    """A model, and its placement if it is loaded."""
+    """A model, and its placement if it is loaded; `log_node` is the machine with its log, if another one."""
 
     name: str
     aliases: list[str]
@@ -87,6 +87,7 @@ class ServedResponse(BaseModel):
     created_at: int
     engine: EngineResponse | None
     log_path: str | None
+    log_node: str | None
     placement: PlacementResponse | None
     recipe: ServedRecipeResponse | None
     file: ModelFile | None
