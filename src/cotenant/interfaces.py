@@ -35,9 +35,9 @@ from cotenant.domain.exit_causes import Cause
 from cotenant.domain.fragmentation import Defragmentation, Fragmentation
 from cotenant.domain.hub import PullStep
 from cotenant.domain.launching import ON_HOST, LaunchOptions, SlotCache
-from cotenant.domain.models import ModelKind, ModelShape, Recipe
+from cotenant.domain.models import ModelKind, Recipe
 from cotenant.domain.moves import MovePlan
-from cotenant.domain.placements import Budget, Placement, PlanQuery, Refusal
+from cotenant.domain.placements import Placement, PlanAnswer, PlanQuery
 from cotenant.domain.requests import DEFAULT_TERMS, GuestTerms, LeaseTerms, RequestRules, ServedModel
 
 
@@ -298,33 +298,6 @@ class Mover(Protocol):
 
     async def drain(self, gpu: str, drained: bool) -> None:
         """Drain a device, or use it again. Raises BadRequest if only the configuration can do that."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlanAnswer:
-    """The plan of a model: the result for `budgets`, in planned order, with its inputs.
-
-    `recipe` is the planned one, before layers became a number. `path` is None if the file is elsewhere.
-    `gpus` is what was requested; `described_as` also names GPUs that the daemon was started with. A model
-    `without_projector` has one beside its file; `by_engine` leaves the layout to the engine.
-    """
-
-    name: str
-    path: Path | None
-    shape: ModelShape
-    recipe: Recipe
-    budgets: tuple[Budget, ...]
-    result: Placement | Refusal
-    reserve_bytes: int
-    min_budget_bytes: int
-    overhead_bytes: int
-    projector_path: Path | None = None
-    gpus: str | None = None
-    described_as: str | None = None
-    problems: tuple[str, ...] = ()
-    without_projector: bool = False
-    by_engine: bool = False
-    companions: Companions = ALONE
 
 
 class Planner(Protocol):

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from cotenant.agent.events import EventLog
-from cotenant.agent.files import statuses
+from cotenant.agent.files import FileWatch, statuses
 from cotenant.agent.pulls import Puller
+from cotenant.clock import SystemClock
 from cotenant.domain.errors import BadRequest, NoRoomOnDisk, PullFailed
+from cotenant.domain.nodes import FileState
 from cotenant.hardware.model_cache.page_cache import drop
-from cotenant.nodes.file_messages import FileState, Pull
-from cotenant.nodes.messages import FileProgress
+from cotenant.nodes.file_messages import Pull
+from cotenant.nodes.messages import FileProgress, FilesSeen
 from cotenant.nodes.protocol import error_from
 from tests.support.http.model_hub import StandInHub, sha256, standing_in
 from tests.support.waiting import DEADLINE_S
@@ -150,3 +152,49 @@ def test_files_are_warm_local_or_absent(tmp_path: Path) -> None:
     (after,) = statuses([path])
     assert after.state in (FileState.LOCAL, FileState.WARM)
     assert (after.state is FileState.WARM) == ((after.warm_bytes or 0) >= 0.9 * len(DATA))
+
+
+async def test_watched_files_are_reported_and_again_when_they_are_no_longer_as_they_were(
+    tmp_path: Path,
+) -> None:
+    path, other = tmp_path / "m.gguf", tmp_path / "other.gguf"
+    other.write_bytes(DATA)
+    events = EventLog()
+    watch = FileWatch(SystemClock(), events, every_s=0.01)
+    running = asyncio.create_task(watch.run())
+    after = events.last
+
+    async def seen() -> dict[Path, FileState]:
+        nonlocal after
+        (event,) = (await events.after(after, DEADLINE_S, lambda: 0.0)).events
+        assert isinstance(event, FilesSeen)
+        after = event.seq
+        return {each.path: each.state for each in event.files}
+
+    try:
+        watch.watch([path, other])
+        found = await seen()
+        assert found.keys() == {path, other}
+        assert found[path] is FileState.ABSENT
+        path.write_bytes(DATA)
+        assert (await seen()).keys() == {path}
+        path.unlink()
+        assert await seen() == {path: FileState.ABSENT}, "of the other one nothing is new"
+        watch.watch([other])
+        assert (await seen()).keys() == {other}, "whoever asks anew has forgotten what it was told"
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+
+
+def test_what_came_of_an_absent_file_counts_as_room_for_it(tmp_path: Path) -> None:
+    path, staging = tmp_path / "new" / "m.gguf", tmp_path / "new" / ".pulls"
+    (nothing,) = statuses([path])
+    assert nothing.room_bytes is not None
+    staging.mkdir(parents=True)
+    part = staging / "m.gguf.0123.part"
+    with part.open("wb") as file:
+        file.truncate(1 << 42)
+    (begun,) = statuses([path])
+    assert begun.room_bytes is not None
+    assert begun.room_bytes > nothing.room_bytes + (1 << 41)

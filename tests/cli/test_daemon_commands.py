@@ -32,6 +32,7 @@ from cotenant.domain.fragmentation import (
     SizedModel,
 )
 from cotenant.domain.models import ModelKind
+from cotenant.domain.nodes import FileState, LoadCost
 from cotenant.domain.requests import ServedModel
 from cotenant.domain.units import GIB
 from tests.gateway.harness import SlotRouter, serving
@@ -237,6 +238,21 @@ def test_why_tells_the_story(operator, capsys):
     assert story.split(maxsplit=1)[1] == "evict         idle 312 s; frees 3 GiB"
     assert nothing == "Nothing has been decided about cold yet."
     assert json.loads("\n".join(rest))["decisions"][0]["number"] == 1
+
+
+def test_why_tells_where_the_files_of_a_model_are(operator, capsys):
+    costs = {
+        "c": LoadCost(160.0, FileState.ABSENT),
+        "d": LoadCost(None, FileState.ABSENT, "no file /m.gguf"),
+        "b": LoadCost(4.0, FileState.WARM),
+    }
+    operator.models["org/llama"] = replace(operator.models["org/llama"], load_costs=costs)
+    with running(operator) as address:
+        assert main(["why", "gpt", "--address", address]) == 0
+        assert main(["why", "gpt", "--json", "--address", address]) == 0
+    line, *rest = capsys.readouterr().out.splitlines()
+    assert line == "where its files are: b: warm, 4.0 s; c: absent, 2 m 40 s; d: absent"
+    assert json.loads("\n".join(rest))["load_costs"]["b"] == {"seconds": 4.0, "state": "warm", "why": ""}
 
 
 def test_logs_are_copied(operator, tmp_path: Path, capfdbinary):

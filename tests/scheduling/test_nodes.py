@@ -19,8 +19,8 @@ from cotenant.domain.units import GIB
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.ledger import DeviceReading
 from cotenant.scheduling import events
-from cotenant.scheduling.model_spec import LoadCost, ModelSpec
-from tests.scheduling.harness import GB, Bench, card, fit_over, model
+from cotenant.scheduling.model_spec import ModelSpec
+from tests.scheduling.harness import GB, Bench, card, model
 from tests.support.models.shapes import dense
 
 
@@ -142,62 +142,6 @@ def test_a_model_is_only_on_machines_that_its_nodes_name() -> None:
     bench = of_two_nodes(with_gpus("b:0", "b:1", nodes=("b",)))
     read(bench, node="b")
     assert bench.ask("m") in bench.refused, "where its GPUs are lost it goes to others of its machines only"
-
-
-def costs(bench: Bench, **seconds: float | None) -> None:
-    why = {each: "it is not there" if cost is None else f"that is {cost}" for each, cost in seconds.items()}
-    found = {node: LoadCost(cost, why[node]) for node, cost in seconds.items()}
-    bench.send(events.LoadCostsRead(bench.now, "m", found))
-
-
-def test_of_cards_that_fit_equally_that_one_is_chosen_where_the_file_loads_soonest_and_why_says_so() -> None:
-    bench = of_two_nodes(model("m", 20), model("other", 20))
-    costs(bench, a=41.0, b=3.0)
-    bench.touch("m")
-    assert bench.where("m") == ["GPU-b0"]
-    told = bench.told(DecisionKind.LOAD, "m")[0]
-    assert "; its file loads on b in 3.0 s, since that is 3.0; on a it would take 41.0 s" in told
-    costs(bench, a=1.0, b=3.0)
-    bench.send(events.UnloadAsked(bench.now, "m"))
-    bench.gone("m")
-    bench.touch("m")
-    assert bench.where("m") == ["GPU-a0"]
-
-
-def test_an_unused_card_goes_before_a_used_one_whatever_its_file_costs() -> None:
-    bench = Bench.of([model("other", 5), model("m", 5)], [])
-    read(bench, card_of("b", 0), node="b")
-    bench.touch("other")
-    read(bench, card_of("a", 0), node="a")
-    costs(bench, a=41.0, b=3.0)
-    bench.touch("m")
-    assert bench.where("m") == ["GPU-a0"]
-
-
-def test_a_model_whose_file_cannot_be_had_on_a_machine_is_not_placed_there() -> None:
-    bench = of_two_nodes(model("m", 20))
-    costs(bench, a=None)
-    bench.touch("m")
-    assert bench.where("m") == ["GPU-b0"]
-    assert "; its file cannot be loaded on a, since it is not there" in bench.told(DecisionKind.LOAD, "m")[0]
-    bench = of_two_nodes(with_gpus())
-    costs(bench, a=None, b=None)
-    assert "a GPU 0 card, a GPU 1 card: it is not there" in bench.refused[bench.ask("m")].text
-    costs(bench, b=1.0)
-    bench.load("m")
-    assert bench.state.residencies[bench.state.models["m"].residency].node in ("a", "b")
-
-
-@pytest.mark.parametrize("gb", [30, 40])
-def test_a_model_of_several_cards_goes_where_its_file_loads_soonest_too(gb: float) -> None:
-    size = round(gb * GB)
-    spec = replace(model("m", 0), fit=fit_over([size // 2, size // 2]), together=True)
-    bench = Bench.of([spec], [])
-    for node in "abc":
-        read(bench, card_of(node, 0), card_of(node, 1), node=node)
-    costs(bench, a=9.0, b=5.0, c=7.0)
-    bench.touch("m")
-    assert bench.where("m") == ["GPU-b0", "GPU-b1"]
 
 
 def test_a_machine_that_appears_twice_has_its_cards_once() -> None:

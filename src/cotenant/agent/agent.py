@@ -13,7 +13,7 @@ from cotenant import __version__
 from cotenant.agent.card_sharing import CardSharing
 from cotenant.agent.engines import AgentEngines
 from cotenant.agent.events import EventLog
-from cotenant.agent.files import statuses
+from cotenant.agent.files import FileWatch, statuses
 from cotenant.agent.gate import Gate
 from cotenant.agent.installs import Installer
 from cotenant.agent.lease import Epoch, Lease
@@ -91,13 +91,14 @@ class Agent:
             self._hosts, self.gate, self._events, self._sharing.environment, why_over=self._why_over
         )
         self.readings = Readings(probe, clock, self.engines, self._events)
-        self.engines.changed = self.readings.engine_changed
+        self._files_seen = FileWatch(clock, self._events)
+        self.engines.changed = self._engine_changed
         self.readings.admissions = self._sharing.admissions
         self.engines.ended = self._engine_ended
         self._builds: asyncio.Task[tuple[EngineBuild, ...]] | None = None
         self._renewed = asyncio.Event()
         self._installer = Installer(options.name, self._events, self._forget_builds)
-        self._puller = Puller(options.name, self._events)
+        self._puller = Puller(options.name, self._events, self._files_seen.changed)
         handlers: tuple[tuple[Method[Any, Any], Callable[[Any], Awaitable[Any]]], ...] = (
             (protocol.HELLO, self._hello),
             (protocol.RENEW, self._renew),
@@ -111,6 +112,7 @@ class Agent:
             (protocol.LOAD_PROGRESS, self._load_progress),
             (protocol.LOG, self._log),
             (protocol.FILES, self._files),
+            (protocol.WATCH_FILES, self._watch_files),
             (protocol.PULL, self._pull),
             (protocol.BUILDS, self._list_builds),
             (protocol.INSTALL_ENGINE, self._install_engine),
@@ -134,6 +136,7 @@ class Agent:
             # Before a daemon asks: it takes a second.
             tasks.create_task(self._found_builds())
             tasks.create_task(self.readings.run())
+            tasks.create_task(self._files_seen.run())
             tasks.create_task(self._end_with_lease())
 
     async def close(self) -> None:
@@ -217,6 +220,10 @@ class Agent:
         await self._sharing.share(asked)
         return Nothing()
 
+    def _engine_changed(self) -> None:
+        self.readings.engine_changed()
+        self._files_seen.changed()
+
     def _engine_ended(self, id_: str) -> None:
         self._sharing.ended(id_)
         self.readings.engine_ended()
@@ -269,6 +276,11 @@ class Agent:
 
     async def _files(self, asked: file_messages.Paths) -> file_messages.Files:
         return file_messages.Files(await run_in_detached_thread(lambda: statuses(asked.paths)))
+
+    async def _watch_files(self, asked: file_messages.WatchFiles) -> Nothing:
+        self._epoch.obey(asked.epoch)
+        self._files_seen.watch(asked.paths)
+        return Nothing()
 
     async def _pull(self, asked: file_messages.Pull) -> Nothing:
         self._epoch.obey(asked.epoch)

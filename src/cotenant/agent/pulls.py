@@ -16,6 +16,7 @@ from typing import Final
 
 from cotenant import __version__
 from cotenant.agent.events import EventLog
+from cotenant.agent.files import STAGING
 from cotenant.concurrency.background_tasks import BackgroundTasks
 from cotenant.concurrency.detached_thread import run_in_detached_thread
 from cotenant.domain.errors import BadRequest, CotenantError, NoRoomOnDisk, PullFailed
@@ -25,7 +26,6 @@ from cotenant.nodes.file_messages import Pull
 from cotenant.nodes.messages import FileProgress
 from cotenant.nodes.protocol import error_body
 
-_STAGING: Final = ".pulls"
 _CHUNK_BYTES: Final = 1 * MIB
 _REPORT_EVERY_S: Final = 0.5
 _TIMEOUT_S: Final = 30.0
@@ -41,13 +41,15 @@ _LOG = logging.getLogger(__name__)
 class Puller:
     """Pulls files of a machine called `node`, in the order in which they were asked for.
 
+    `arrived` is called when one has come, or has failed.
     A file gets its name once its size and its checksum are right. What has come of it before that is in a
     hidden folder next to it, and is kept for the next pull.
     """
 
-    def __init__(self, node: str, events: EventLog) -> None:
+    def __init__(self, node: str, events: EventLog, arrived: Callable[[], None] = lambda: None) -> None:
         self._node = node
         self._events = events
+        self._arrived = arrived
         self._turn = asyncio.Lock()
         self._wanted: set[Path] = set()
         self._tasks = BackgroundTasks()
@@ -81,6 +83,7 @@ class Puller:
             error = PullFailed(f"the pull failed unexpectedly: {unforeseen}")
         finally:
             self._wanted.discard(asked.path)
+        self._arrived()
         received = asked.size_bytes if error is None else 0
         told = None if error is None else error_body(error)
         self._events.add(FileProgress(asked.path, received, asked.size_bytes, done=error is None, error=told))
@@ -88,7 +91,7 @@ class Puller:
     def _fetch(self, asked: Pull, report: Callable[[int], None]) -> None:
         """Have the file at its place, whole. Raises PullFailed or NoRoomOnDisk, which name the machine."""
         path = asked.path
-        part = path.parent / _STAGING / f"{path.name}.{asked.sha256[:16]}.part"
+        part = path.parent / STAGING / f"{path.name}.{asked.sha256[:16]}.part"
         try:
             if path.exists() and path.stat().st_size == asked.size_bytes and _sha256(path) == asked.sha256:
                 return

@@ -8,7 +8,7 @@ from cotenant.console.api import ApiFault
 from cotenant.console.live_updates import View
 from cotenant.console.memory_bar import PART_NAMES, WIDTH, Segment, layer_run, layout
 from cotenant.console.page_request import PageRequest
-from cotenant.console.view_data import HOST, Json
+from cotenant.console.view_data import HOST, Json, load_costs
 from cotenant.domain.models import FEWEST_EXPERTS, Recipe
 from cotenant.domain.settings import settings_of
 
@@ -78,6 +78,7 @@ async def plan(request: PageRequest) -> View:
         else:
             rows = [_device(device, found) for device in found["devices"]]
             facts |= {"plan": found, "rows": rows, "strip": _strip(found), "names": PART_NAMES}
+            facts["load_costs"] = load_costs(found)
     return View(
         "analyse_result.html",
         {
@@ -167,7 +168,8 @@ def _device(device: Json, plan: Json) -> dict[str, Any]:
 
 
 def _label(device: Json) -> str:
-    return HOST if device["index"] is None else f"GPU {device['index']}"
+    label = HOST if device["index"] is None else f"GPU {device['index']}"
+    return f"{device['node']} {label}" if device.get("node") else label
 
 
 def _strip(plan: Json) -> list[dict[str, Any]]:
@@ -178,7 +180,8 @@ def _strip(plan: Json) -> list[dict[str, Any]]:
     on_devices = plan["n_gpu_layers"] or any(device["layers"] for device in plan["devices"])
     begin = count - plan["n_gpu_layers"] if plan["n_gpu_layers"] else (0 if on_devices else count)
     runs = [layer_run(HOST, None, 0, begin - 1, count)] if begin else []
-    for slot, (device, layers) in enumerate(zip(plan["devices"], plan["tensor_split"], strict=True)):
+    # Devices of other machines come last, and have no layers.
+    for slot, (device, layers) in enumerate(zip(plan["devices"], plan["tensor_split"], strict=False)):
         layers = layers or (count if device["layers"] and not plan["n_gpu_layers"] else 0)
         if layers:
             runs.append(layer_run(_label(device), slot, begin, begin + layers - 1, count))

@@ -14,6 +14,7 @@ from cotenant.console.view_data import (
     Json,
     decision_part,
     last_rates,
+    load_costs,
     model_facts,
     moves_part,
     short_names,
@@ -41,7 +42,10 @@ async def show(request: PageRequest) -> View:
                     key: model.get(key)
                     for key in ("engine", "loads", "load_s", "requests", "warm_bytes", "log_node")
                 }
-                | {"log": bool(model.get("log_path") or model.get("log_node"))},
+                | {
+                    "log": bool(model.get("log_path") or model.get("log_node")),
+                    "load_costs": load_costs(model),
+                },
             ),
             "placement": Part("model-placement", "model_placement.html", _placement(model, facts["gpus"])),
             "moves": moves_part(why.get("defragmentation")),

@@ -190,6 +190,13 @@ def moves_part(defragmentation: Json | None) -> Part:
     return Part("moves", "moves.html", {key: found.get(key) for key in ("moves", "text", "model")})
 
 
+def load_costs(model: Json) -> list[tuple[str, str, float | None]]:
+    """Return where the files of a model are: machine, state, and seconds to load there, the soonest first."""
+    found = (model.get("load_costs") or {}).items()
+    rows = [(node, cost["state"], cost["seconds"]) for node, cost in found]
+    return sorted(rows, key=lambda row: (row[2] is None, row[2] or 0.0, row[0]))
+
+
 def decision_part(decision: Json, prefix: str = "decision") -> Part:
     """Return a decision as a row of a list."""
     return Part(f"{prefix}-{decision['number']}", "decision.html", {"decision": decision})

@@ -1,7 +1,8 @@
 """Plans that a client requests without loading anything: of served models or of files, on any devices."""
 
+import math
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,11 @@ from cotenant.domain.decisions import DeviceStatus
 from cotenant.domain.devices import Inventory, Reading
 from cotenant.domain.errors import BadDeviceSpec, BadRequest, QueueFull, UnsupportedModelFile
 from cotenant.domain.models import ModelKind, check_recipe, with_micro_batch
-from cotenant.domain.placements import PlanQuery
+from cotenant.domain.nodes import LoadCost
+from cotenant.domain.placements import Budget, PlanAnswer, PlanQuery
 from cotenant.domain.vendors import InventorySource
 from cotenant.hardware.gpus.described import DescribedProbe
-from cotenant.interfaces import Operator, PlanAnswer
+from cotenant.interfaces import Operator
 from cotenant.model_files import load_model
 from cotenant.planning.advice import plan
 from cotenant.planning.budgets import BudgetRules, budgets, host_budget
@@ -54,10 +56,16 @@ class Plans:
         """
         configuration = self._configuration()
         rules = _rules(asked, configuration.devices.rules)
+        costs = {} if asked.model is None or asked.gpus else self._load_costs(asked.model)
         inventory = self._described(asked.gpus) if asked.gpus else self._current(asked, rules)
         # A plan takes milliseconds, or seconds for a client that wants it to: neither requests to models nor
         # loads, which use the loop's threads, must wait for that.
-        return await self._gate.run(partial(_plan, asked, configuration, inventory, rules, self._by_engine))
+        return await self._gate.run(
+            partial(_plan, asked, configuration, inventory, rules, self._by_engine, costs)
+        )
+
+    def _load_costs(self, name: str) -> Mapping[str, LoadCost]:
+        return next((each.load_costs for each in self._operator.statuses() if each.name == name), {})
 
     def _described(self, spec: str) -> Inventory:
         try:
@@ -89,7 +97,12 @@ def _full() -> QueueFull:
 
 
 def _plan(
-    asked: PlanQuery, configuration: Configuration, inventory: Inventory, rules: BudgetRules, by_engine: bool
+    asked: PlanQuery,
+    configuration: Configuration,
+    inventory: Inventory,
+    rules: BudgetRules,
+    by_engine: bool,
+    costs: Mapping[str, LoadCost],
 ) -> PlanAnswer:
     subject = _entry(asked, configuration)
     if subject.shape.kind is ModelKind.PROJECTOR:
@@ -101,11 +114,11 @@ def _plan(
     recipe = with_micro_batch(replace(subject.recipe, **changed), subject.shape.kind)
     check_recipe(recipe)
     anywhere = subject if asked.gpus is None else replace(subject, gpus=(), nodes=())
-    found = tuple(only_allowed(budgets(inventory, rules), anywhere))
+    found = tuple(_soonest_first(only_allowed(budgets(inventory, rules), anywhere), costs))
     request = replace(subject.request, recipe=recipe)
     return PlanAnswer(
         subject.name,
-        subject.path,
+        None if subject.path is None else str(subject.path),
         subject.shape,
         recipe,
         found,
@@ -113,14 +126,33 @@ def _plan(
         rules.reserve_bytes,
         rules.min_budget_bytes,
         rules.overhead_bytes,
-        subject.projector_path,
+        None if subject.projector_path is None else str(subject.projector_path),
         asked.gpus,
         asked.gpus or configuration.devices.gpus,
         inventory.problems,
         not subject.projector_path and bool(subject.path and find_projector(subject.path, Library())),
         by_engine,
         subject.companions,
+        costs,
     )
+
+
+def _soonest_first(found: Sequence[Budget], costs: Mapping[str, LoadCost]) -> list[Budget]:
+    """Return the budgets with those of machines first where a model loads soonest, without those that cannot.
+
+    Among equals, and machines that have not reported its files, the order stays.
+    """
+
+    def cost(budget: Budget) -> LoadCost | None:
+        return costs.get(budget.device.node or "")
+
+    left = [
+        replace(budget, budget_bytes=0, left_out=known.why)
+        if (known := cost(budget)) is not None and known.seconds is None
+        else budget
+        for budget in found
+    ]
+    return sorted(left, key=lambda each: known.seconds or 0.0 if (known := cost(each)) else math.inf)
 
 
 def _entry(asked: PlanQuery, configuration: Configuration) -> ModelEntry:

@@ -8,6 +8,7 @@ from enum import StrEnum
 from cotenant.domain.devices import GpuProcess, Sensors
 from cotenant.domain.engine_kinds import DEFAULT_KIND, EngineKind
 from cotenant.domain.exit_causes import Cause
+from cotenant.domain.nodes import LoadCost
 
 
 class DecisionKind(StrEnum):
@@ -99,6 +100,7 @@ class ModelStatus:
     of its files are kept in host RAM. `node` is the machine that it is on, where there are several, and
     `launcher` what starts its engines there: `ray`. `others` are its engines besides its first one, which
     `in_flight`, `slots` and all about memory are of. Of `max_copies` that it may have, `copies` are ready.
+    `load_costs` are how soon it loads on each machine that has reported its files.
     """
 
     name: str
@@ -128,6 +130,7 @@ class ModelStatus:
     others: tuple[OtherEngine, ...] = ()
     copies: int = 0
     max_copies: int = 1
+    load_costs: Mapping[str, LoadCost] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

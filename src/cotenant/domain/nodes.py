@@ -1,6 +1,11 @@
-"""Other machines that run engines: what can go wrong with them."""
+"""Several machines: what can go wrong between them, and how soon a model loads on each."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
 
 from cotenant.domain.errors import CotenantError
+from cotenant.domain.units import format_duration
 
 
 class NodeError(CotenantError):
@@ -29,3 +34,52 @@ class StaleEpoch(NodeError):
 
 class LeaseOver(NodeError):
     """The agent has not heard from a daemon for too long, and starts nothing until it has."""
+
+
+class FileState(StrEnum):
+    """Where a file is, from the fastest to read on."""
+
+    WARM = "warm"
+    """On this machine, and in its page cache."""
+    LOCAL = "local"
+    SHARED = "shared"
+    """On a file system of the network."""
+    ABSENT = "absent"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadCost:
+    """How long a model takes to load on a machine, None if it cannot be loaded there.
+
+    `state` is that of the file which is slowest to read. `why` says what is missing, if it cannot be loaded.
+    """
+
+    seconds: float | None
+    state: FileState
+    why: str = ""
+
+    @property
+    def text(self) -> str:
+        """Such as `warm, 4.0 s`, or `absent`."""
+        return self.state if self.seconds is None else f"{self.state}, {format_duration(self.seconds)}"
+
+
+def costs_text(costs: Mapping[str, LoadCost], first: str | None = None, *, most: int = 4) -> str:
+    """Return `b: warm, 4.0 s; c: absent`: a machine that is `first`, then the others, fastest first."""
+
+    def key(node: str) -> tuple[bool, bool, float, str]:
+        seconds = costs[node].seconds
+        return node != first, seconds is None, seconds or 0.0, node
+
+    nodes = sorted(costs, key=key)
+    more = f"; and {len(nodes) - most} more" if len(nodes) > most else ""
+    return "; ".join(f"{node}: {costs[node].text}" for node in nodes[:most]) + more
+
+
+def missing_text(costs: Mapping[str, LoadCost]) -> Iterable[str]:
+    """Yield what machines lack that cannot load a model: `b, c: no file /m.gguf`."""
+    nodes_by_why: dict[str, list[str]] = {}
+    for node in sorted(costs):
+        if costs[node].seconds is None:
+            nodes_by_why.setdefault(costs[node].why, []).append(node)
+    return (f"{', '.join(nodes)}: {why}" for why, nodes in nodes_by_why.items())

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
 from cotenant.domain.devices import Device, DeviceKind
+from cotenant.domain.engines import ALONE, Companions
 from cotenant.domain.models import ModelShape, Parts, Projector, Recipe
+from cotenant.domain.nodes import LoadCost
 from cotenant.domain.units import format_bytes
 
 MAX_DEVICES: Final = 15
@@ -194,3 +196,32 @@ class PlanQuery:
     reserve_bytes: int | None = None
     min_budget_bytes: int | None = None
     overhead_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlanAnswer:
+    """The plan of a model: the result for `budgets`, in planned order, with its inputs.
+
+    `recipe` is the planned one, before layers became a number. `path` is None if the file is elsewhere.
+    `gpus` is what was requested; `described_as` also names GPUs that the daemon was started with. A model
+    `without_projector` has one beside its file; `by_engine` leaves the layout to the engine. `load_costs` are
+    how soon it loads on each machine that has reported its files.
+    """
+
+    name: str
+    path: str | None
+    shape: ModelShape
+    recipe: Recipe
+    budgets: tuple[Budget, ...]
+    result: Placement | Refusal
+    reserve_bytes: int
+    min_budget_bytes: int
+    overhead_bytes: int
+    projector_path: str | None = None
+    gpus: str | None = None
+    described_as: str | None = None
+    problems: tuple[str, ...] = ()
+    without_projector: bool = False
+    by_engine: bool = False
+    companions: Companions = ALONE
+    load_costs: Mapping[str, LoadCost] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from cotenant.domain.errors import CotenantError
 from cotenant.domain.nodes import NodeUnreachable
 from cotenant.interfaces import EngineOrder
 from cotenant.nodes.engine import NodeEngine
-from cotenant.nodes.file_messages import FileStatus, LogBytes, LogPart, Paths, Pull
+from cotenant.nodes.file_messages import FileStatus, LogBytes, LogPart, Paths, Pull, WatchFiles
 from cotenant.nodes.messages import (
     AgentEvent,
     EngineBecameReady,
@@ -38,6 +38,7 @@ from cotenant.nodes.protocol import (
     PULL,
     SHARE_CARDS,
     START,
+    WATCH_FILES,
     Method,
     error_from,
 )
@@ -172,6 +173,10 @@ class NodeEngineHost:
     async def files(self, paths: Sequence[Path]) -> Sequence[FileStatus]:
         """Return which of these files the machine has, and where."""
         return (await self._call(FILES, Paths(tuple(paths)))).files
+
+    async def watch_files(self, paths: Sequence[Path]) -> None:
+        """Have the machine report these files, and no others: FilesSeen follows."""
+        await self._call(WATCH_FILES, WatchFiles(self._epoch, tuple(paths)))
 
     async def pull(
         self, path: Path, url: str, sha256: str, size_bytes: int, headers: Mapping[str, str]

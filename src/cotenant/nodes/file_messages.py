@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 
 from pydantic import Base64Bytes
+
+from cotenant.domain.nodes import FileState
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +35,18 @@ class Paths:
     paths: tuple[Path, ...]
 
 
-class FileState(StrEnum):
-    """Where a file is, from the fastest to read on."""
-
-    WARM = "warm"
-    """On this machine, and in its page cache."""
-    LOCAL = "local"
-    SHARED = "shared"
-    """On a file system of the network."""
-    ABSENT = "absent"
-
-
 @dataclass(frozen=True, slots=True)
 class FileStatus:
-    """A file on an agent's machine, and how much of it is in the page cache, None if unknown."""
+    """A file on an agent's machine, and how much of it is in the page cache, None if unknown.
+
+    `room_bytes` is what is free where one would be that is absent.
+    """
 
     path: Path
     state: FileState
     size_bytes: int | None = None
     warm_bytes: int | None = None
+    room_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +54,14 @@ class Files:
     """Files of an agent's machine."""
 
     files: tuple[FileStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WatchFiles:
+    """Asks to report these files from now on, and no others: FilesSeen follows, also for what changes."""
+
+    epoch: int
+    paths: tuple[Path, ...]
 
 
 @dataclass(frozen=True, slots=True)

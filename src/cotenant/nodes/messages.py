@@ -12,6 +12,7 @@ from cotenant.domain.devices import DeviceId, Inventory, MpsGroup, MpsMode
 from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineReport, InstallOrder
 from cotenant.domain.exit_causes import Cause, Lacking
 from cotenant.interfaces import EngineOrder
+from cotenant.nodes.file_messages import FileStatus
 from cotenant.planning.compute_modes import Admission
 
 PROTOCOL = 1
@@ -330,8 +331,17 @@ class InstallProgress:
     type: Literal["install_progress"] = "install_progress"
 
 
+@dataclass(frozen=True, slots=True)
+class FilesSeen:
+    """Those of the watched files that are not as they were last reported."""
+
+    files: tuple[FileStatus, ...]
+    seq: int = 0
+    type: Literal["files"] = "files"
+
+
 AgentEvent = Annotated[
-    ReadingTaken | EngineBecameReady | EngineLeft | EngineGone | FileProgress | InstallProgress,
+    ReadingTaken | EngineBecameReady | EngineLeft | EngineGone | FileProgress | InstallProgress | FilesSeen,
     Field(discriminator="type"),
 ]
 

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from cotenant.domain.engines import FoundBuilds
 from cotenant.domain.errors import CotenantError, EngineError
 from cotenant.domain.nodes import BadNodeMessage
-from cotenant.nodes.file_messages import Files, LogBytes, LogPart, Paths, Pull
+from cotenant.nodes.file_messages import Files, LogBytes, LogPart, Paths, Pull, WatchFiles
 from cotenant.nodes.messages import (
     AwaitReady,
     BusySlots,
@@ -70,6 +70,7 @@ LOAD_PROGRESS: Final = Method("load_progress", OfEngine, LoadProgress)
 LOG: Final = Method("log", LogPart, LogBytes)
 POLL: Final = Method("poll", Poll, Events)
 FILES: Final = Method("files", Paths, Files)
+WATCH_FILES: Final = Method("watch_files", WatchFiles, Nothing)
 PULL: Final = Method("pull", Pull, Nothing)
 DOCTOR: Final = Method("doctor", Nothing, DoctorReport)
 BUILDS: Final = Method("builds", Nothing, FoundBuilds)
@@ -88,6 +89,7 @@ METHODS: Final = (
     LOG,
     POLL,
     FILES,
+    WATCH_FILES,
     PULL,
     DOCTOR,
     BUILDS,

@@ -10,7 +10,10 @@ Json = dict[str, object]
 
 
 def plan_as_json(result: Placement | Refusal, budgets: Sequence[Budget], n_layers: int) -> Json:
-    """Return the documented fields, and `host`, `estimated` and `remedies`. Bytes are integers."""
+    """Return the documented fields, and `host`, `estimated` and `remedies`. Bytes are integers.
+
+    Devices of other machines than the model's follow those of its own.
+    """
     laid_out, outcome = result, Json(refusal=None, remedies=[])
     if isinstance(laid_out, Refusal):
         shortfalls = [
@@ -26,6 +29,8 @@ def plan_as_json(result: Placement | Refusal, budgets: Sequence[Budget], n_layer
         outcome = {"refusal": laid_out.reason, "shortfalls": shortfalls, "remedies": remedies}
         unused = tuple(Share.unused(budget) for budget in budgets)
         laid_out = Placement(result.model, Recipe(), n_layers, 0, unused, Parts(), (), result.warnings)
+    planned = {share.device.id for share in laid_out.shares}
+    others = [Share.unused(budget) for budget in budgets if budget.device.id not in planned]
     return {
         "fits": isinstance(result, Placement),
         "model": result.model,
@@ -40,7 +45,7 @@ def plan_as_json(result: Placement | Refusal, budgets: Sequence[Budget], n_layer
                 "layers": None if share.first is None or laid_out.by_engine else [share.first, share.last],
                 "parts": parts_as_json(share.parts),
             }
-            for share in laid_out.shares
+            for share in (*laid_out.shares, *others)
         ],
         "host": parts_as_json(laid_out.host) if isinstance(result, Placement) else None,
         "estimated": list(laid_out.estimated),
@@ -61,4 +66,5 @@ def parts_as_json(parts: Parts) -> Json:
 
 def _budget_as_json(budget: Budget) -> Json:
     device, sizes = budget.device, {"free_bytes": budget.free_bytes, "budget_bytes": budget.budget_bytes}
-    return {"index": device.index, "name": device.own_name, "uuid": device.id, **sizes}
+    node = {"node": device.node} if device.node else {}
+    return {"index": device.index, "name": device.own_name, "uuid": device.id, **node, **sizes}

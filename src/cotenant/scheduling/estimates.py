@@ -33,7 +33,7 @@ def wait_estimate(state: State, model: ModelState, now: float) -> WaitEstimate:
     elif residency.state is ResidencyState.READY:
         served_in, turns = _slot_in(ready, usual_s, ahead, now), 0
     elif residency.state is ResidencyState.LOADING:
-        served_in = _left(model.load_s, now - residency.since)
+        served_in = _left(model.expected_load_s(residency.node), now - residency.since)
     else:
         served_in = state.unload_s + model.load_s if residency.gone else math.inf
     if turns:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from cotenant.domain.advisors import Advice
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.exit_causes import Cause
+from cotenant.domain.nodes import LoadCost
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import LeaseId, ResidencyId, TicketId
 from cotenant.planning.ledger import DeviceReading
-from cotenant.scheduling.model_spec import LoadCost, ModelSpec
+from cotenant.scheduling.model_spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,17 +49,6 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadCost:
-    """How long a model's file takes to load on a machine, None if it cannot be had there; `why` is a clause.
-
-    Such as "it is warm there" or "it is read over the network".
-    """
-
-    seconds: float | None
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
 class SchedulerSettings:
     """The policy's numbers, in seconds where they say so.
 

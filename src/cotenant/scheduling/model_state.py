@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.exit_causes import Cause
+from cotenant.domain.nodes import LoadCost
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyId, TicketId
 from cotenant.planning.device_needs import DeviceNeeds, Fit
 from cotenant.scheduling.demand import Demand
-from cotenant.scheduling.model_spec import LoadCost, ModelSpec
+from cotenant.scheduling.model_spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -125,9 +126,15 @@ class ModelState:
         return self.needs.fit
 
     def load_cost_s(self, node: str | None) -> float:
-        """Return how long its file takes to load on a node; 0 if that is unknown, infinite if it cannot."""
-        cost = self.whole.load_costs.get(node or "")
-        return 0.0 if cost is None else math.inf if cost.seconds is None else cost.seconds
+        """Return how long it takes to load on a node; as usual if that is unknown, infinite if it cannot."""
+        whole = self.whole
+        cost = whole.load_costs.get(node or "") if whole.load_costs else None
+        return whole.load_s if cost is None else math.inf if cost.seconds is None else cost.seconds
+
+    def expected_load_s(self, node: str | None) -> float:
+        """Return how long its load on a node is expected to take."""
+        seconds = self.load_cost_s(node)
+        return seconds if math.isfinite(seconds) else self.whole.load_s
 
     @property
     def waits_since(self) -> float | None:

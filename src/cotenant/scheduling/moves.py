@@ -227,7 +227,7 @@ def _leave(state: State, residency: Residency, out: Outbox) -> None:
 
 def _begin_live(state: State, residency: Residency, placement: Placement, out: Outbox, text: str) -> None:
     model, moved_from = state.models[residency.model], device_labels(residency)
-    out.publish(DecisionKind.MOVE, residency.model, text, expected_s=model.load_s)
+    out.publish(DecisionKind.MOVE, residency.model, text, expected_s=model.expected_load_s(placement.node))
     started = start(state, model, placement, out, f"it takes over from {moved_from} then", successor=True)
     started.moved_from = moved_from
 
@@ -350,7 +350,7 @@ def _described(
         text = f"moves {how} from {here} to {there}: {text}"
     elif method is MoveMethod.UNLOAD:
         text = f"is unloaded from {here} {text}"
-    expected_s = None if not there else model.load_s
+    expected_s = None if placement is None or not there else model.expected_load_s(placement.node)
     if expected_s is not None and method is MoveMethod.RELOAD:
         expected_s += state.unload_s
     source = tuple(share.device.label for share in residency.placement.used_shares)

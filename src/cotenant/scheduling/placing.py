@@ -7,6 +7,7 @@ from typing import Final
 
 from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.devices import DeviceId, is_host
+from cotenant.domain.nodes import LoadCost, costs_text, missing_text
 from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.domain.residencies import RefusalCode, ResidencyId
 from cotenant.domain.units import format_duration
@@ -235,7 +236,7 @@ def _place(now: _Pass, model: ModelState, out: Outbox) -> None:
         if model.queue:
             count, longest = len(model.queue), format_duration(longest_wait_s(model, out.at))
             why = f"{'1 request waits' if count == 1 else f'{count} requests wait'}, the first for {longest}"
-        why += _why_on(state, model, now_free.node)
+        why += _where_it_loads(state, model, now_free.node)
         why += f"; {now_free.link_text}" if now_free.link_text else ""
         if model.whole.elsewhere:
             why += "; warning: it may not be on these devices, but those that it is for are not there"
@@ -267,24 +268,20 @@ def _place(now: _Pass, model: ModelState, out: Outbox) -> None:
         _publish_waiting(model, out, "; ".join((text, *state.ledger.silent.values(), *state.ledger.full())))
 
 
-def _why_on(state: State, model: ModelState, node: str | None) -> str:
-    """Return as a clause that a model's file loads sooner on a node than on others, if that is so."""
+def _where_it_loads(state: State, model: ModelState, node: str | None) -> str:
+    """Return as a clause how soon a model loads on which machines, if that differs."""
+    costs = _costs_here(state, model)
+    if len({cost.seconds for cost in costs.values()}) < 2:
+        return ""
+    return f"; where its files are: {costs_text(costs, node)}"
+
+
+def _costs_here(state: State, model: ModelState) -> dict[str, LoadCost]:
+    """Return how soon a model loads on each machine that there is."""
     if not model.whole.load_costs:
-        return ""
-    costs = {each: model.load_cost_s(each) for each in state.ledger.devices.node_names()}
-    slowest = max(costs, key=lambda each: costs[each], default=None)
-    if slowest is None or costs[slowest] <= model.load_cost_s(node):
-        return ""
-    costs_of = model.whole.load_costs
-    own, other = costs_of.get(node or ""), costs_of[slowest]
-    here = ""
-    if own is not None and own.seconds is not None:
-        here = f"; its file loads on {node} in {format_duration(own.seconds)}, since {own.why}"
-    if other.seconds is None:
-        there = f"its file cannot be loaded on {slowest}, since {other.why}"
-    else:
-        there = f"on {slowest} it would take {format_duration(other.seconds)}, since {other.why}"
-    return f"{here}; {there}"
+        return {}
+    there = state.ledger.devices.node_names()
+    return {node: cost for node, cost in model.whole.load_costs.items() if node in there}
 
 
 def _could_fit(state: State, model: ModelState, devices: Iterable[DeviceId]) -> bool:
@@ -353,6 +350,7 @@ def _refuse(state: State, model: ModelState, reason: str, out: Outbox) -> None:
         reason, again_s = "; ".join((reason, *obstacles(state))), _COME_BACK_S
     elif state.settings.machines_come:
         again_s = _COME_BACK_S
+    reason = "; ".join((reason, *missing_text(_costs_here(state, model))))
     text = f"{model.spec.name} does not fit: {reason}"
     if model.queue or model.last_failure != text:
         out.publish(DecisionKind.REFUSED, model.spec.name, f"does not fit: {reason}")

@@ -101,6 +101,7 @@ def start(
     model.whole.loads += 1
     model.last_waiting_text = ""
     state.end_prefetch(model.spec.name)
+    expected_s = model.expected_load_s(placement.node)
     elsewhere = placement.recipe.engine.traits.planning is PlanMethod.NONE
     where = "connecting to where it is served" if elsewhere else "loading without memory of a GPU"
     if residency.bytes_by_device:
@@ -110,11 +111,9 @@ def start(
     out.publish(
         DecisionKind.LOAD,
         residency.model,
-        f"{where}; {why}"
-        if residency.guest
-        else f"{where}, about {format_duration(model.whole.load_s)}; {why}",
+        f"{where}; {why}" if residency.guest else f"{where}, about {format_duration(expected_s)}; {why}",
         bytes=residency.bytes,
-        expected_s=model.whole.load_s,
+        expected_s=expected_s,
     )
     out.add(StartEngine(residency.id, model.whole.spec.name, placement))
     return residency

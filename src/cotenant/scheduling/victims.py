@@ -79,7 +79,10 @@ class VictimSearch:
     again_at: float = math.inf
 
     def find(self) -> Victims | None:
-        """Return the cheapest sufficient victims on one device, or else on several of one machine."""
+        """Return the cheapest sufficient victims on one device, or else on several of one machine.
+
+        Of equally cheap ones those go whose machine loads the model soonest.
+        """
         if self.state.copied and not (self.spares_only or self.model.is_extra or self.crowded):
             found = replace(self, spares_only=True).find()
             if found is not None:
@@ -122,7 +125,7 @@ class VictimSearch:
 
     def _on_one(self, by_device: Mapping[DeviceId, Sequence[Candidate]]) -> Victims | None:
         ledger, room = self.state.ledger, self.room
-        enough: list[tuple[float, int, tuple[Candidate, ...], Budget]] = []
+        enough: list[tuple[float, float, int, tuple[Candidate, ...], Budget]] = []
         for device, candidates in by_device.items():
             budget = ledger.budget(device, busy=device in room.busy, any_number=True)
             wanted = self.model.needs.wanted_bytes(room.kind(self.model, device))
@@ -136,8 +139,9 @@ class VictimSearch:
             if victims is not None:
                 cost = sum(victim.cost for victim in victims)
                 room_then = replace(budget, budget_bytes=max(wanted, free))
-                enough.append((cost, len(enough), victims, room_then))
-        for _, _, victims, budget in sorted(enough, key=lambda each: each[:2]):
+                load_s = self.model.load_cost_s(budget.device.node)
+                enough.append((cost, load_s, len(enough), victims, room_then))
+        for _, _, _, victims, budget in sorted(enough, key=lambda each: each[:3]):
             freed, _ = freed_by(victim.bytes_by_device for victim in victims)
             freed.update(room.freed)
             placed = ledger.on_host(self.model.fit([budget]), freed)
@@ -151,7 +155,7 @@ class VictimSearch:
             nodes = [tuple(self.state.ledger.readings)]
         elif len(nodes) > 1:
             nodes = {self.state.ledger.devices.node_of(device): None for device in by_device}.keys()
-        best: tuple[float, Victims] | None = None
+        best: tuple[tuple[float, float], Victims] | None = None
         for node in nodes:
             candidates = self._all() if len(nodes) == 1 else self._candidates_in(node)
             found = self._in_node(node, candidates)
@@ -163,7 +167,7 @@ class VictimSearch:
                 if one is None:
                     continue
                 victims = one
-            cost = sum(victim.cost for victim in victims)
+            cost = sum(victim.cost for victim in victims), self.model.load_cost_s(placement.node)
             if best is None or cost < best[0]:
                 best = cost, Victims(victims, placement)
         return None if best is None else best[1]

@@ -10,11 +10,11 @@ from cotenant.domain.errors import BadRequest, CannotMove, NotOffered, UnknownKe
 from cotenant.domain.hub import PullStep
 from cotenant.domain.keys import ApiKey, KeyUse, KeyUses, flat_key
 from cotenant.domain.moves import MoveMethod, MovePlan
-from cotenant.domain.placements import PlanQuery
+from cotenant.domain.placements import PlanAnswer, PlanQuery
 from cotenant.domain.requests import GuestTerms
 from cotenant.gateway.app import Gateway
 from cotenant.gateway.http.problems import send_problem
-from cotenant.interfaces import Operator, PlanAnswer, Router
+from cotenant.interfaces import Operator, Router
 from tests.support.daemon.plain_operator import PlainOperator
 
 

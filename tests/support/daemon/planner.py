@@ -6,7 +6,7 @@ from pathlib import Path
 from cotenant.clock import ManualClock
 from cotenant.config.configuration import Configuration, DeviceSettings, ModelEntry
 from cotenant.daemon.plans import Plans
-from cotenant.domain.decisions import DeviceStatus
+from cotenant.domain.decisions import DeviceStatus, ModelStatus
 from cotenant.domain.devices import Inventory
 from cotenant.domain.models import Recipe
 from cotenant.hardware.gpus.described import DescribedProbe
@@ -32,10 +32,11 @@ def planner(
     statuses: Sequence[DeviceStatus] = (),
     pids: Sequence[int] = (),
     by_engine: bool = False,
+    told: Sequence[ModelStatus] = (),
 ) -> Plans:
     configuration = Configuration(
         devices=DeviceSettings(), models_dir=models_dir, models=models or (entry(),)
     )
     found = inventory() if cards is None else cards
-    operator = PlainOperator(devices=statuses)
+    operator = PlainOperator(*told, devices=statuses)
     return Plans(lambda: configuration, lambda: found, operator, lambda: pids, ManualClock(), by_engine)

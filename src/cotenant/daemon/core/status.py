@@ -68,6 +68,7 @@ def model_status(
         ),
         copies=sum(1 for _ in serving(state, model)),
         max_copies=model.spec.copies.most,
+        load_costs=model.load_costs,
     )
 
 
@@ -202,7 +203,7 @@ def _progress(
     loaded_bytes = running.loaded_bytes if running else None
     return LoadProgress(
         running_s=max(0.0, now - residency.since),
-        expected_s=model.load_s,
+        expected_s=model.expected_load_s(residency.node),
         read_bytes=loaded_bytes.read_bytes if loaded_bytes else None,
         total_bytes=loaded_bytes.total_bytes if loaded_bytes else None,
     )

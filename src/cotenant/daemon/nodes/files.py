@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from cotenant.config.configuration import ModelEntry
 from cotenant.config.values.nodes import NodePull
 from cotenant.daemon.nodes.file_server import FileServer
 from cotenant.domain.errors import ModelFileMissing
 from cotenant.domain.hub import hub_name
+from cotenant.domain.nodes import FileState
 from cotenant.hub.client import HubClient
 from cotenant.interfaces import EngineOrder
 from cotenant.nodes.engine_host import NodeEngineHost
-from cotenant.nodes.file_messages import FileState
 
 _LIST_WITHIN_S: Final = 30.0
 _SPLIT: Final = re.compile(r"-00001-of-(\d{5})(?=\.gguf$)")
@@ -27,7 +28,7 @@ class NodeFiles:
     """Has machines fetch the files that they lack, from where `nodes.pull` says."""
 
     def __init__(self, pull: NodePull) -> None:
-        self._pull = pull
+        self.pull = pull
         self._server = FileServer()
         self._hashes: dict[tuple[Path, int, int], str] = {}
 
@@ -39,16 +40,24 @@ class NodeFiles:
         for found in await host.files([*files_of(order)]):
             if found.state is not FileState.ABSENT:
                 continue
-            if self._pull is NodePull.NEVER:
+            if self.pull is NodePull.NEVER:
                 raise ModelFileMissing(
                     f"{order.name} cannot be loaded: {host.node} has no file {found.path}",
                     hint="Copy it there, share its folder, or set `nodes.pull`.",
                 )
-            _LOG.info("%s fetches %s (nodes.pull: %s)", host.node, found.path, self._pull)
-            if self._pull is NodePull.HUB:
+            _LOG.info("%s fetches %s (nodes.pull: %s)", host.node, found.path, self.pull)
+            if self.pull is NodePull.HUB:
                 await self._from_hub(host, found.path)
             else:
                 await self._from_here(host, found.path)
+
+    def why_not_fetched(self, path: Path) -> str:
+        """Return as a clause why a machine that lacks a file cannot fetch it; empty if it can."""
+        if self.pull is NodePull.NEVER:
+            return "and `nodes.pull` is never"
+        if self.pull is NodePull.HUB and hub_name(path.parent.name, path.name) is None:
+            return "and it was not pulled from a hub"
+        return ""
 
     def close(self) -> None:
         """Serve no file any more."""
@@ -99,6 +108,14 @@ def files_of(order: EngineOrder) -> Iterator[Path]:
             continue
         for number in range(1, int(split[1]) + 1):
             yield path.with_name(_SPLIT.sub(f"-{number:05}-of-{split[1]}", path.name))
+
+
+def model_files(entry: ModelEntry) -> Iterator[Path]:
+    """Yield all files of a model that machines need."""
+    own = entry.parts or ((entry.path,) if entry.path is not None else ())
+    for path in (*own, entry.projector_path, *map(Path, entry.companions.files())):
+        if path is not None and path.is_absolute():
+            yield path
 
 
 def _sha256(path: Path) -> str:

@@ -7,10 +7,11 @@ from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.nodes.card_sharing import NodeSharing
 from cotenant.daemon.nodes.cards import NodeCards
 from cotenant.daemon.nodes.hosts import NodeHosts
+from cotenant.daemon.nodes.load_costs import NodeLoadCosts
 from cotenant.domain.nodes import StaleEpoch
 from cotenant.nodes.fleet import Node
 from cotenant.nodes.liveness import Liveness
-from cotenant.nodes.messages import AgentEvent, EngineState, EngineStatus, ReadingTaken
+from cotenant.nodes.messages import AgentEvent, EngineState, EngineStatus, FilesSeen, ReadingTaken
 from cotenant.scheduling.events import NodeBack, NodeLost, NodeSilent
 
 _LOG = logging.getLogger(__name__)
@@ -28,9 +29,11 @@ class Machines:
         hosts: NodeHosts,
         cards: NodeCards,
         sharing: NodeSharing,
+        load_costs: NodeLoadCosts,
         stop: Callable[[], None],
     ) -> None:
         self._sharing = sharing
+        self._load_costs = load_costs
         self._loop = loop
         self._hosts = hosts
         self._cards = cards
@@ -46,6 +49,7 @@ class Machines:
         self._loop.post(NodeBack(self._loop.clock.now(), node.name))
         self._cards.take(node.name, node.hello.reading)
         self._sharing.tell(node.name)
+        self._load_costs.greeted(node.name)
         for status in found:
             if status.state is not EngineState.ENDED:
                 self._offer(node, status)
@@ -56,6 +60,8 @@ class Machines:
         if isinstance(event, ReadingTaken):
             if node.state is not Liveness.LOST:
                 self._cards.take(node.name, event)
+        elif isinstance(event, FilesSeen):
+            self._load_costs.seen(node.name, event)
         else:
             self._hosts.of(node.name).take(event)
 
@@ -72,6 +78,7 @@ class Machines:
             self._loop.post(NodeLost(now, node.name, why))
             self._hosts.of(node.name).lose_all(why)
             self._cards.lost(node.name)
+            self._load_costs.lost(node.name)
         self._changed()
 
     def agent_ended(self, node: Node, why: str) -> None:

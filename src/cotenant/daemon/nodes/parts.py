@@ -15,6 +15,7 @@ from cotenant.daemon.nodes.card_sharing import NodeSharing
 from cotenant.daemon.nodes.cards import NodeCards
 from cotenant.daemon.nodes.files import NodeFiles
 from cotenant.daemon.nodes.hosts import NodeHosts
+from cotenant.daemon.nodes.load_costs import NodeLoadCosts
 from cotenant.daemon.nodes.machines import Machines
 from cotenant.domain.errors import BadSetting, StoreError
 from cotenant.gateway.http.limits import Timing
@@ -86,7 +87,10 @@ class NodeParts:
         loop.effects.remote_log, loop.effects.log_node = self.hosts.log_of, self.hosts.log_node
         sharing = NodeSharing(self.hosts, self.cards, active)
         active.listeners.append(sharing.tell_all)
-        self.machines = Machines(loop, self.hosts, self.cards, sharing, superseded)
+        costs = NodeLoadCosts(loop, self.hosts, active, self._files)
+        active.listeners.append(costs.configured)
+        loop.feed.listeners.append(costs.decided)
+        self.machines = Machines(loop, self.hosts, self.cards, sharing, costs, superseded)
         return self.cards
 
     async def begin(self) -> None:

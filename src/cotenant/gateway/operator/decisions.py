@@ -1,7 +1,7 @@
 """Decisions and alerts, with their feed: as JSON, as server-sent events, and as lines of text."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +14,7 @@ from cotenant.domain.alerts import Alert
 from cotenant.domain.decisions import Decision
 from cotenant.domain.errors import UnknownLease, UnknownModel
 from cotenant.domain.fragmentation import Defragmentation
+from cotenant.domain.nodes import LoadCost, costs_text
 from cotenant.domain.residencies import model_of
 from cotenant.gateway.http.limits import Timing
 from cotenant.gateway.http.model_list import resolve_copy
@@ -63,7 +64,8 @@ class DecisionRoutes:
                 return await self._send_why(request, request.name, self._lessor.why(request.name))
             raise
         found = await self._operator.defragmentation(name, unasked=True)
-        return await self._send_why(request, name, self._operator.why(name), found)
+        costs = next((each.load_costs for each in self._operator.statuses() if each.name == name), {})
+        return await self._send_why(request, name, self._operator.why(name), found, costs)
 
     async def _send_why(
         self,
@@ -71,12 +73,14 @@ class DecisionRoutes:
         name: str,
         decisions: Sequence[Decision],
         moves: Defragmentation | None = None,
+        costs: Mapping[str, LoadCost] | None = None,
     ) -> object:
         found = moves if moves is not None and moves.moves else None
         if not request.wants_text:
             told = [self._response(each) for each in decisions]
-            return {"model": name, "decisions": told, "defragmentation": found}
+            return {"model": name, "decisions": told, "defragmentation": found, "load_costs": costs or {}}
         text = self._as_text(decisions) + ("" if found is None else f"now: {found.text}\n")
+        text += f"where its files are: {costs_text(costs)}\n" if costs else ""
         await send_body(request.send, 200, text.encode(), TEXT_TYPE)
         return None
 

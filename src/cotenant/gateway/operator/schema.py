@@ -23,6 +23,7 @@ from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import Companions
 from cotenant.domain.fragmentation import Defragmentation, Fragmentation
 from cotenant.domain.models import ModelKind
+from cotenant.domain.nodes import LoadCost
 from cotenant.domain.requests import ModelFile, RequestRules
 from cotenant.gateway.http.bodies import RequestModel
 from cotenant.gateway.plans.schema import RecipeResponse
@@ -145,11 +146,15 @@ class DecisionsResponse(BaseModel):
 
 
 class WhyResponse(BaseModel):
-    """The last decisions about a model, or a lease, and the moves of others that would let the model fit."""
+    """The last decisions about a model, or a lease, and the moves of others that would let the model fit.
+
+    `load_costs` are how soon it loads on each of several machines.
+    """
 
     model: str
     decisions: list[DecisionResponse]
     defragmentation: Defragmentation | None
+    load_costs: dict[str, LoadCost]
 
 
 class ReloadResponse(BaseModel):

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from cotenant.domain.models import Recipe
+from cotenant.domain.placements import PlanAnswer
 from cotenant.domain.settings import settings_of
 from cotenant.domain.units import MIB
-from cotenant.interfaces import PlanAnswer
 from cotenant.planning.budgets import BudgetRules
 
 _FIELDS: Final = {each.option.removeprefix("--"): each.name for each in settings_of(Recipe)}
@@ -55,9 +55,9 @@ def changes_of(flags: str) -> dict[str, int | str]:
 
 
 def _model(found: PlanAnswer) -> Iterator[str]:
-    yield str(found.path) if found.path else f"{found.name}.gguf"
+    yield found.path or f"{found.name}.gguf"
     if found.projector_path or found.without_projector:
-        yield from ("--mmproj", str(found.projector_path or "none"))
+        yield from ("--mmproj", found.projector_path or "none")
     if found.companions.draft is not None:
         yield from ("--draft", found.companions.draft)
     for adapter in found.companions.adapters:

@@ -18,7 +18,7 @@ from cotenant.domain.errors import (
     QueueFull,
     UnsupportedMediaType,
 )
-from cotenant.domain.placements import PlanQuery
+from cotenant.domain.placements import PlanAnswer, PlanQuery
 from cotenant.domain.units import MIB
 from cotenant.gateway.http.bodies import read_body
 from cotenant.gateway.http.limits import Limits
@@ -30,7 +30,7 @@ from cotenant.gateway.http.streams import unless_disconnected
 from cotenant.gateway.plans.command import changes_of, plan_command, serve_command
 from cotenant.gateway.plans.headers import Headers, join_headers, read_header
 from cotenant.gateway.plans.schema import FileResponse, HeaderResponse, PlanRequest, PlanResponse
-from cotenant.interfaces import PlanAnswer, Planner, Router
+from cotenant.interfaces import Planner, Router
 from cotenant.planning.describe import plan_as_json
 
 OCTETS: Final = "application/octet-stream"
@@ -164,12 +164,14 @@ class PlanRoutes:
 def plan_answer(found: PlanAnswer) -> PlanResponse:
     """Return the plan, with the fields of docs/design.md, and its inputs."""
     planned: Any = plan_as_json(found.result, found.budgets, found.shape.n_layers)
+    budgets = {budget.device.id: budget for budget in found.budgets}
     devices: list[dict[str, Any]] = [
         {**device, "total_bytes": budget.device.total_bytes, "left_out": budget.left_out}
-        for device, budget in zip(planned["devices"], found.budgets, strict=True)
+        for device in planned["devices"]
+        for budget in [budgets[device["uuid"]]]
     ]
     remedies = [{**remedy, "changes": changes_of(remedy["flags"])} for remedy in planned["remedies"]]
-    shape, path = found.shape, None if found.path is None else str(found.path)
+    shape = found.shape
     stated = {name: getattr(shape, name) for name in FileResponse.model_fields if name != "path"}
     return PlanResponse.model_validate(
         {
@@ -181,11 +183,12 @@ def plan_answer(found: PlanAnswer) -> PlanResponse:
             "reserve_mib": found.reserve_bytes // MIB,
             "min_budget_mib": found.min_budget_bytes // MIB,
             "overhead_mib": found.overhead_bytes // MIB,
-            "file": {"path": path, **stated},
+            "file": {"path": found.path, **stated},
             "gpus": found.gpus,
             "problems": list(found.problems),
             "command": serve_command(found),
             "plan_command": plan_command(found),
+            "load_costs": found.load_costs,
         }
     )
 

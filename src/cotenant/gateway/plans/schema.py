@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final
 from pydantic import BeforeValidator, Field, create_model
 
 from cotenant.domain.models import ALL_LAYERS, FEWEST_EXPERTS, MOST_LAYERS, ModelKind, Recipe
+from cotenant.domain.nodes import LoadCost
 from cotenant.domain.settings import Setting, settings_of
 from cotenant.gateway.http.bodies import RequestModel, ResponseModel, whole_number
 
@@ -101,6 +102,7 @@ class PlannedDevice(ResponseModel):
     layers: list[int] | None
     parts: PartsResponse
     left_out: str | None
+    node: str | None = Field(None, description="its machine, where there are several")
 
 
 class ShortfallResponse(ResponseModel):
@@ -162,6 +164,9 @@ class PlanResponse(ResponseModel):
     problems: list[str]
     command: str = Field(description="command that serves the model with this plan")
     plan_command: str = Field(description="command that shows this plan in a terminal")
+    load_costs: dict[str, LoadCost] = Field(
+        description="how soon it loads on each machine that has reported its files; empty for one machine"
+    )
 
 
 class HeaderResponse(ResponseModel):

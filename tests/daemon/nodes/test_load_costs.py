@@ -1,0 +1,113 @@
+"""How soon models load on machines: what they have reported, what loads took, and what follows from it."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from cotenant.config.values.nodes import NodePull
+from cotenant.daemon.nodes.load_times import LoadTimes
+from cotenant.domain.decisions import DecisionKind
+from cotenant.domain.errors import DoesNotFit
+from cotenant.domain.nodes import FileState, LoadCost
+from cotenant.domain.units import GIB
+from cotenant.nodes.file_messages import FileStatus
+from cotenant.nodes.messages import FilesSeen
+from tests.support.agents import AgentProcess
+from tests.support.models.gguf_models import build_tiny_llama
+from tests.support.nodes.agent_fleet import Running, daemon, machine
+from tests.support.waiting import until
+
+MODEL = Path("/proc/self/cwd/tiny.gguf")
+"""A path that is the same on all machines, and another file on each: that in the folder it was started in."""
+
+
+@contextmanager
+def machines(folder: Path, *names: str, having: str) -> Iterator[dict[str, AgentProcess]]:
+    """Machines of which those in `having` have the model's file."""
+    with ExitStack() as stack:
+        found = {}
+        for name in names:
+            (folder / name).mkdir()
+            if name in having:
+                shutil.copy(MODEL, folder / name)
+            found[name] = stack.enter_context(machine(folder / name, name, cwd=folder / name))
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "daemon").mkdir()
+    monkeypatch.chdir(tmp_path / "daemon")
+    build_tiny_llama(Path("tiny.gguf"))
+
+
+def costs(run: Running) -> dict[str, LoadCost]:
+    return dict(run.parts.operator.statuses()[0].load_costs)
+
+
+@pytest.mark.slow
+async def test_a_model_loads_where_its_file_is_and_why_says_what_it_would_take_elsewhere(
+    tmp_path: Path,
+) -> None:
+    with machines(tmp_path, "c", "b", having="b") as agents:
+        async with daemon(agents, MODEL, pull=NodePull.DAEMON) as run:
+            await until(lambda: len(costs(run)) == 2)
+            found = costs(run)
+            assert found["b"].state in (FileState.WARM, FileState.LOCAL)
+            assert found["c"].state is FileState.ABSENT
+            assert found["c"].seconds is not None, "it would be fetched"
+            await run.parts.operator.load("m")
+            assert run.parts.operator.statuses()[0].node == "b"
+            (ready,) = [d for d in run.parts.operator.why("m") if d.kind is DecisionKind.READY]
+            await until(lambda: costs(run)["b"].seconds == float(f"{ready.facts['load_s']:.2g}"))
+
+
+@pytest.mark.slow
+async def test_a_refusal_names_the_machines_without_the_file_until_one_has_it(tmp_path: Path) -> None:
+    with machines(tmp_path, "b", "c", having="") as agents:
+        async with daemon(agents, MODEL) as run:
+            await until(lambda: len(costs(run)) == 2)
+            with pytest.raises(DoesNotFit) as refused:
+                await run.parts.operator.load("m")
+            assert f"; b, c: no file {MODEL}, and `nodes.pull` is never" in refused.value.message
+            shutil.copy(MODEL, tmp_path / "c")
+            # As its agent reports it, which looks every ten seconds.
+            run.load_costs.seen("c", FilesSeen((FileStatus(MODEL, FileState.LOCAL, 1000),)))
+            await run.parts.operator.load("m")
+            assert run.parts.operator.statuses()[0].node == "c"
+            told = [d for d in run.parts.operator.why("m") if d.kind is DecisionKind.LOAD][-1].text
+            assert told.endswith("; where its files are: c: local, 1.0 s; b: absent")
+
+
+@pytest.mark.slow
+async def test_a_file_that_does_not_fit_on_a_machines_disk_is_not_fetched_there(tmp_path: Path) -> None:
+    with machines(tmp_path, "b", having="") as agents:
+        async with daemon(agents, MODEL, pull=NodePull.DAEMON) as run:
+            await until(lambda: len(costs(run)) == 1)
+            run.load_costs.seen("b", FilesSeen((FileStatus(MODEL, FileState.ABSENT, room_bytes=100),)))
+            assert "which has 100 B free" in costs(run)["b"].why
+            with pytest.raises(DoesNotFit, match=r"b: no file .* do not fit on the disk there"):
+                await run.parts.operator.load("m")
+            run.load_costs.lost("b")
+            assert costs(run) == {}
+
+
+def test_loads_are_estimated_by_bytes_until_they_were_measured() -> None:
+    times, size = LoadTimes(), 20 * GIB
+    order = [FileState.WARM, FileState.LOCAL, FileState.SHARED]
+    guessed = [times.load_s("m", "b", state, size) for state in order]
+    assert guessed == sorted(guessed)
+    times.learn("m", "b", FileState.LOCAL, size, 2.0)
+    assert times.load_s("m", "b", FileState.LOCAL, size) == 2.0
+    assert times.load_s("m", "b", FileState.WARM, size) == 2.0, "no slower than from the disk"
+    assert times.load_s("n", "b", FileState.LOCAL, size // 2) == 1.0, "by the rate of that machine"
+    assert times.load_s("m", "c", FileState.LOCAL, size) == guessed[1]
+    times.learn("m", "b", FileState.LOCAL, size, 4.0)
+    assert times.load_s("m", "b", FileState.LOCAL, size) == 3.0
+    before = times.fetch_s("b", size)
+    times.learn_rate("b", FileState.ABSENT, GIB, 1.0)
+    assert times.fetch_s("b", size) == pytest.approx(21.0)
+    assert times.fetch_s("c", size) == before

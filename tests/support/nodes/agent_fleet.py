@@ -1,0 +1,164 @@
+"""The core of a daemon over real agents, without Ray."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from cotenant.clock import SystemClock
+from cotenant.config.configuration import ModelEntry
+from cotenant.config.model_file_cache import signature
+from cotenant.config.settings import read_configuration
+from cotenant.config.values.nodes import NodePull
+from cotenant.config.yaml_document import Document
+from cotenant.daemon.core.effects import Effects
+from cotenant.daemon.core.fleet import spec_of
+from cotenant.daemon.core.loop import Loop
+from cotenant.daemon.cpu_fallback import place_on_this_machine
+from cotenant.daemon.nodes.card_sharing import NodeSharing
+from cotenant.daemon.nodes.cards import NodeCards
+from cotenant.daemon.nodes.files import NodeFiles
+from cotenant.daemon.nodes.hosts import NodeHosts
+from cotenant.daemon.nodes.load_costs import NodeLoadCosts
+from cotenant.daemon.nodes.machines import Machines
+from cotenant.domain.models import Recipe
+from cotenant.domain.nodes import NodeUnreachable
+from cotenant.interfaces import Engine, EngineOrder
+from cotenant.nodes.engine_host import NodeEngineHost
+from cotenant.nodes.fleet import FleetSettings, NodeFleet, Route
+from cotenant.nodes.liveness import LivenessRules
+from cotenant.nodes.protocol import Json
+from cotenant.nodes.transport import SocketTransport
+from cotenant.planning.budgets import BudgetRules
+from cotenant.scheduling.events import ModelsChanged
+from cotenant.scheduling.model_spec import SchedulerSettings
+from cotenant.scheduling.scheduler import Scheduler
+from tests.daemon.core.test_loop import Parts
+from tests.support.agents import FLEET, AgentProcess, agent
+from tests.support.engines.orders import fake_server
+from tests.support.gpus.paper_machine import PaperMachine
+from tests.support.models.shapes import dense
+
+_RULES = BudgetRules(reserve_bytes=0, min_budget_bytes=0)
+
+
+class Roads:
+    """A launcher with an agent at the end of each of its roads, which can be closed, all of them."""
+
+    problem: str | None = None
+
+    def __init__(self, agents: Mapping[str, AgentProcess]) -> None:
+        self._transport = SocketTransport(lambda route: agents[route].socket)
+        self.listeners: list[Callable[[], None]] = []
+        self.routes: Sequence[Route] = [Route(name, name, "127.0.0.1") for name in agents]
+        self.closed = False
+
+    async def call(self, node: str, method: str, params: Json, timeout_s: float) -> Json:
+        if self.closed:
+            raise NodeUnreachable("the road is closed")
+        return await self._transport.call(node, method, params, timeout_s)
+
+    async def close(self) -> None:
+        await self._transport.close()
+
+    async def run(self) -> None:
+        for listener in self.listeners:
+            listener()
+        await asyncio.get_running_loop().create_future()
+
+
+class Ahead(SystemClock):
+    """A clock that a test can put ahead, so that a machine has been silent for long."""
+
+    ahead_s = 0.0
+
+    def now(self) -> float:
+        return super().now() + self.ahead_s
+
+
+class NoLocalEngines:
+    async def start(self, order: EngineOrder) -> Engine:
+        raise AssertionError("nothing runs on the daemon's machine")
+
+
+@dataclass
+class Running:
+    parts: Parts
+    fleet: NodeFleet
+    road: Roads
+    clock: "Ahead"
+    load_costs: NodeLoadCosts
+    files: NodeFiles
+
+    def engine_pids(self) -> list[int]:
+        engines = (run.engine for run in self.parts.loop.effects.running.values())
+        return [each.node_pid for each in engines if each is not None]  # type: ignore[attr-defined]
+
+
+@contextlib.asynccontextmanager
+async def daemon(
+    running: AgentProcess | Mapping[str, AgentProcess],
+    model: Path,
+    epoch: int = 1,
+    *,
+    stop: bool = True,
+    pull: NodePull = NodePull.NEVER,
+    **recipe: Any,
+) -> AsyncIterator[Running]:
+    """What the daemon has of one machine `b`, or of several; without `stop` it ends as if it were killed."""
+    agents = {"b": running} if isinstance(running, AgentProcess) else running
+    clock, road, files = SystemClock(), Roads(agents), NodeFiles(pull)
+    hosts = NodeHosts(NoLocalEngines(), lambda node: NodeEngineHost(node, fleet, epoch), files.ensure)
+    effects = Effects(
+        hosts,
+        clock,
+        lambda entry, placed: place_on_this_machine(
+            entry.request, placed, _RULES, ram=cards.host_of(placed.node)
+        ),
+        60.0,
+        _RULES,
+    )
+    effects.remote_log, effects.log_node = hosts.log_of, hosts.log_node
+    loop = Loop(Scheduler(SchedulerSettings()), clock, effects)
+    cards = NodeCards((), _RULES, loop)
+    chosen = Recipe(**{"n_ctx": 256, "parallel": 1, **recipe})
+    entry = ModelEntry("m", model, chosen, dense(2, 1 << 20), (signature(model),), (model,))
+    configuration = read_configuration(Document("", {}), environment={})
+    active: Any = SimpleNamespace(configuration=configuration, models=(entry,))
+    own_clock = Ahead()
+    load_costs = NodeLoadCosts(loop, hosts, active, files)
+    loop.feed.listeners.append(load_costs.decided)
+    machines = Machines(loop, hosts, cards, NodeSharing(hosts, cards, active), load_costs, lambda: None)
+    timing = LivenessRules(suspect_after_s=30.0, lost_after_s=60.0, lease_s=600.0)
+    fleet = NodeFleet(road, FleetSettings(FLEET, epoch, timing), own_clock, lambda: 0.0, machines)
+    loop.serve((entry,), ModelsChanged(clock.now(), (spec_of(entry, _RULES, 1.0),)))
+    following = asyncio.create_task(fleet.run())
+    try:
+        await fleet.wait_for(agents, 60.0)
+        yield Running(Parts.on(loop), fleet, road, own_clock, load_costs, files)
+        if stop:
+            await loop.stop(5.0)
+            await fleet.release()
+    finally:
+        files.close()
+        following.cancel()
+        await asyncio.wait({following})
+        await road.close()
+        for run in loop.effects.running.values():
+            run.forgotten = True
+            if run.task is not None:
+                run.task.cancel()
+
+
+@contextlib.contextmanager
+def machine(folder: Path, name: str = "b", **options: Any) -> Iterator[AgentProcess]:
+    """A machine with one GPU on paper, whose engines are fake."""
+    folder.mkdir(exist_ok=True)
+    card = PaperMachine(folder, 4096, f"GPU-{name}")
+    flags = ("--gpus", str(card.path), "--llama-server", str(fake_server(folder)), "--name", name)
+    env = {"COTENANT_MACHINE_ID": name, **options.pop("env", {})}
+    with agent(folder, *flags, env=env, **options) as running:
+        yield running
