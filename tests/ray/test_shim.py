@@ -9,10 +9,11 @@ import pytest
 
 from cotenant import __version__
 from cotenant.domain.nodes import AgentGone
-from cotenant.nodes.messages import Hello, Poll
+from cotenant.nodes.messages import Hello, HelloAnswer, Poll
 from cotenant.nodes.paths import AgentFolder
-from cotenant.nodes.protocol import Json, to_json
+from cotenant.nodes.protocol import Json, from_json, to_json
 from cotenant.ray.shim import Shim
+from tests.support.engines.orders import fake_server
 from tests.support.waiting import alive, ends, until
 
 _FLEET = "shimmed"
@@ -68,6 +69,41 @@ async def test_the_end_of_an_agent_is_said_at_once_and_another_one_is_started(tm
         for pid in agents(tmp_path):
             os.kill(pid, signal.SIGTERM)
         await until(lambda: not agents(tmp_path))
+
+
+@pytest.mark.slow
+async def test_what_a_machine_says_of_itself_holds_for_its_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table of variables in docs/nodes.md, and which llama-server is used."""
+    (tmp_path / "own").mkdir()
+    own, of_daemon = fake_server(tmp_path / "own"), fake_server(tmp_path)
+    monkeypatch.setenv("COTENANT_MACHINE_ID", "the-machine")
+
+    async def programs(shim: Shim, given: Path | None) -> list[str]:
+        hello = to_json(Hello(_FLEET, 1, 600.0, __version__, llama_server=given))
+        answer = from_json(HelloAnswer, (await shim.call("hello", hello, 60.0))["result"])
+        assert (answer.identity.name, answer.identity.machine_id) == ("b", "the-machine")
+        (gpu,) = answer.reading.inventory.devices
+        assert gpu.total_bytes == 8 << 30
+        return [build.program for build in answer.builds if build.form == "llama-server"]
+
+    for variable, expected in ((str(own), own), ("", of_daemon)):
+        monkeypatch.setenv("COTENANT_LLAMA_SERVER", variable)
+        shim = Shim(_FLEET)
+        try:
+            assert str(expected) in await programs(shim, of_daemon)
+            if not variable:
+                for absent in (tmp_path / "only-on-the-daemons-machine", None):
+                    assert str(of_daemon) not in await programs(shim, absent)
+                assert str(of_daemon) in await programs(shim, of_daemon)
+            assert agents(tmp_path)
+            assert AgentFolder.of(_FLEET).log.is_relative_to(tmp_path)
+            assert (AgentFolder.of(_FLEET).path / "lease").exists()
+        finally:
+            for pid in agents(tmp_path):
+                os.kill(pid, signal.SIGTERM)
+            await until(lambda: not agents(tmp_path))
 
 
 @pytest.mark.slow

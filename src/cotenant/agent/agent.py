@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class AgentOptions:
     """How an agent is started: for one `fleet`, with all that it keeps in `state_dir`.
 
     `name` is what people call the machine. `llama_server` is the operator's program. `problems` are what
-    was wrong at the start, in sentences. `examine` checks the machine, in a thread.
+    was wrong at the start, in sentences. `examine` checks the machine, with that program, in a thread.
     """
 
     fleet: str
@@ -57,7 +58,7 @@ class AgentOptions:
     state_dir: Path
     llama_server: Path | None = None
     problems: tuple[str, ...] = ()
-    examine: Callable[[], Mapping[str, Any]] | None = None
+    examine: Callable[[Path | None], Mapping[str, Any]] | None = None
 
 
 class Agent:
@@ -72,17 +73,16 @@ class Agent:
         self._events = EventLog()
         self._secrets: frozenset[str] = frozenset()
         self._logs = LogFolder(options.state_dir / "logs", machine=options.name)
-        self._hosts = EngineHosts(
-            HostInputs(
-                self._logs,
-                ProbeMeter(probe, clock),
-                exclusive=_exclusive(found),
-                llama_server=options.llama_server,
-                cuda_version=found.cuda_version,
-                secrets=lambda: self._secrets,
-                lease=self.lease.path,
-            )
+        self._inputs = HostInputs(
+            self._logs,
+            ProbeMeter(probe, clock),
+            exclusive=_exclusive(found),
+            llama_server=options.llama_server,
+            cuda_version=found.cuda_version,
+            secrets=lambda: self._secrets,
+            lease=self.lease.path,
         )
+        self._hosts = EngineHosts(self._inputs)
         # What sleeps holds memory that only the daemon's own machine can ask back.
         self._hosts.forbid_sleep()
         self.gate = Gate(lambda: not self.lease.left_s)
@@ -181,6 +181,7 @@ class Agent:
         self._epoch.obey(asked.epoch)
         self.lease.lease_s = asked.lease_s
         self._secrets = asked.secrets
+        self._take_llama_server(asked.llama_server)
         if asked.gate is not None:
             await self.gate.open(asked.gate)
         # Engines may have ended that the daemon hears of only now, with an agent before this one.
@@ -200,6 +201,14 @@ class Agent:
             time.time(),
             self._options.problems,
         )
+
+    def _take_llama_server(self, of_daemon: Path | None) -> None:
+        """Use the daemon's program if it is here, too, and this machine names none of its own."""
+        there = of_daemon if of_daemon is not None and shutil.which(of_daemon) else None
+        wanted = self._options.llama_server or there
+        if wanted != self._inputs.llama_server:
+            self._inputs.llama_server = wanted
+            self._forget_builds()
 
     async def _reading(self) -> messages.ReadingTaken:
         """Measure now or, where a driver hangs, return what was measured last: engines run all the same."""
@@ -290,7 +299,7 @@ class Agent:
     async def _list_builds(self, _: Nothing) -> FoundBuilds:
         inventory = await self._measure_own()
         self._forget_builds()
-        return await asyncio.to_thread(survey, self._options.llama_server, inventory)
+        return await asyncio.to_thread(survey, self._inputs.llama_server, inventory)
 
     async def _install_engine(self, asked: messages.InstallEngine) -> messages.InstallBegun:
         self._epoch.obey(asked.epoch)
@@ -304,9 +313,10 @@ class Agent:
         self._builds = None
 
     async def _doctor(self, _: Nothing) -> messages.DoctorReport:
-        if self._options.examine is None:
+        examine, program = self._options.examine, self._inputs.llama_server
+        if examine is None:
             raise BadRequest("this agent has no doctor")
-        return messages.DoctorReport(await run_in_detached_thread(self._options.examine))
+        return messages.DoctorReport(await run_in_detached_thread(lambda: examine(program)))
 
     async def _found_builds(self) -> tuple[EngineBuild, ...]:
         """Return the builds that were found last; they are looked for once, which takes a second."""
@@ -316,7 +326,7 @@ class Agent:
 
     async def _look_for_builds(self) -> tuple[EngineBuild, ...]:
         try:
-            return (await asyncio.to_thread(discover, self._options.llama_server)).all
+            return (await asyncio.to_thread(discover, self._inputs.llama_server)).all
         except CotenantError as error:
             _LOG.warning("%s", error.message)
             return ()

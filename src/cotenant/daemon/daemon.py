@@ -120,7 +120,7 @@ class Daemon:
         if configuration.nodes is not None:
             # What shares a card of another machine is its agent's business.
             mps = replace(mps, mode=MpsMode.OFF, found=())
-            self._nodes = NodeParts(configuration.nodes, store, clock, self._hosts, self._secrets)
+            self._nodes = NodeParts(configuration.nodes, store, clock, self._hosts, self._secrets, options)
         self._sharing = Sharing(mps)
         rules = configuration.devices.rules
         effects = Effects(
@@ -187,8 +187,8 @@ class Daemon:
         if self._slots is not None:
             keeper = SlotKeeper(self._slots, view, loop, in_ram=configuration.warm_kv_dir is None)
             self._cards.listeners.append(keeper.measured)
-        nodes = self._nodes
-        self._book = None if nodes is None else FleetBook(nodes, loop, self._mover, self._alerts)
+        own = self._nodes
+        self._book = FleetBook(own, loop, self._mover, self._alerts) if own is not None else None
         self._sharing.listeners.append(self._cards.republish)
         active.listeners += [self._mover.republish, self._cards.republish]
         self._adviser = AdviceProcess(active.planned, lambda: self._cards.last, past, options.use_fit_params)

@@ -104,7 +104,8 @@ class NodeListener(Protocol):
 class FleetSettings:
     """Which fleet it is, and what its agents are told. `epoch` is this daemon's number.
 
-    `certificate` and `key` are files on each machine, for TLS at the agents' gates.
+    `certificate` and `key` are files on each machine, for TLS at the agents' gates. `llama_server` is used by
+    machines that have it and name none of their own.
     """
 
     fleet: str
@@ -114,6 +115,7 @@ class FleetSettings:
     certificate: Path | None = None
     key: Path | None = None
     secrets: Callable[[], frozenset[str]] = frozenset
+    llama_server: Path | None = None
 
 
 @dataclass(slots=True)
@@ -259,6 +261,7 @@ class NodeFleet:
                 __version__,
                 gate=gate,
                 secrets=settings.secrets(),
+                llama_server=settings.llama_server,
             ),
             _ANSWER_S,
         )

@@ -61,8 +61,9 @@ class Hello:
     """The first call of a daemon, and of each that begins anew.
 
     `epoch` is the daemon's number, higher than that of each before it. `lease_s` is how long engines go on
-    without a daemon. `secrets` are values of the environment that no engine gets. A hello renews no lease:
-    a `renew` with the stamp of its answer follows.
+    without a daemon. `secrets` are values of the environment that no engine gets. `llama_server` is the
+    daemon's program, for machines that have it at the same path and none of their own. A hello renews no
+    lease: a `renew` with the stamp of its answer follows.
     """
 
     fleet: str
@@ -72,6 +73,7 @@ class Hello:
     protocol: int = PROTOCOL
     gate: GateSettings | None = None
     secrets: frozenset[str] = frozenset()
+    llama_server: Path | None = None
 
 
 class EngineState(StrEnum):

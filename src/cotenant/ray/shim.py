@@ -87,7 +87,7 @@ class Shim:
         path = self._folder.log
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         given = [
-            arg for flag, name in _FLAGS.items() if name in os.environ for arg in (flag, os.environ[name])
+            arg for flag, name in _FLAGS.items() if os.environ.get(name) for arg in (flag, os.environ[name])
         ]
         agent = ("-m", "cotenant.cli.main", "agent", "--fleet", self._fleet, *given)
         with path.open("ab") as log:

@@ -33,17 +33,17 @@ def run(args: argparse.Namespace) -> int:
     folder = AgentFolder(args.state_dir.resolve()) if args.state_dir else AgentFolder.of(args.fleet)
     sock = args.socket or folder.socket
     name = args.name or socket.gethostname()
-    options = AgentOptions(args.fleet, name, folder.path, args.llama_server, examine=lambda: _examine(args))
+    options = AgentOptions(args.fleet, name, folder.path, args.llama_server, examine=_examine)
     run_agent(options, sock, gpus=args.gpus, on_ready=lambda: print(os.fspath(sock), flush=True))
     return 0
 
 
-def _examine(args: argparse.Namespace) -> Mapping[str, Any]:
+def _examine(llama_server: Path | None) -> Mapping[str, Any]:
     """Check the machine as `cotenant doctor` does, but for what is the daemon's."""
     from cotenant.cli.doctor import as_json
     from cotenant.daemon.core.settings import state_dir
     from cotenant.doctor.host_context import HostContext
     from cotenant.doctor.runner import MACHINE_CHECKS, run_checks
 
-    host = HostContext(state_dir=state_dir(), llama_server=args.llama_server)
+    host = HostContext(state_dir=state_dir(), llama_server=llama_server)
     return as_json(run_checks(host, MACHINE_CHECKS))

@@ -2,8 +2,10 @@
 
 import importlib.util
 import logging
+import shutil
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 from cotenant.clock import Clock
@@ -11,6 +13,7 @@ from cotenant.concurrency.background_tasks import BackgroundTasks
 from cotenant.config.values.nodes import NodesSettings
 from cotenant.daemon.core.active_configuration import ActiveConfiguration
 from cotenant.daemon.core.loop import Loop
+from cotenant.daemon.core.settings import DaemonOptions
 from cotenant.daemon.nodes.card_sharing import NodeSharing
 from cotenant.daemon.nodes.cards import NodeCards
 from cotenant.daemon.nodes.files import NodeFiles
@@ -53,11 +56,14 @@ class NodeParts:
         clock: Clock,
         local: EngineHost,
         secrets: Callable[[], frozenset[str]],
+        options: DaemonOptions,
     ) -> None:
         self._settings = settings
         self._store = store.services
         self._clock = clock
         self._secrets = secrets
+        program = None if options.llama_server is None else shutil.which(options.llama_server)
+        self._llama_server = None if program is None else Path(program).absolute()
         self._known: set[str] = set()
         self._tasks = BackgroundTasks()
         self._superseded = False
@@ -121,6 +127,7 @@ class NodeParts:
                 None if tls is None else tls.cert,
                 None if tls is None else tls.key,
                 self._secrets,
+                self._llama_server,
             ),
             self._clock,
             time.time,

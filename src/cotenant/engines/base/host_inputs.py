@@ -23,13 +23,14 @@ class Meter(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HostInputs:
     """What hosts may need. `exclusive` are the cards that admit one process at a time.
 
-    `llama_server` is the operator's program, `cuda_version` the driver's. `secrets` returns values that no
-    engine gets of our environment, such as the keys of remote servers. `slots` has the saved slots, None if
-    none are to be saved. Engines end with the lease that the file `lease` states, if there is one.
+    `llama_server` is the operator's program, which may change, `cuda_version` the driver's. `secrets` returns
+    values that no engine gets of our environment, such as the keys of remote servers. `slots` has the saved
+    slots, None if none are to be saved. Engines end with the lease that the file `lease` states, if there is
+    one.
     """
 
     logs: LogFolder
