@@ -32,7 +32,7 @@ from cotenant.domain.fragmentation import (
     SizedModel,
 )
 from cotenant.domain.models import ModelKind
-from cotenant.domain.nodes import FileState, LoadCost
+from cotenant.domain.nodes import FileFetch, FileState, LoadCost
 from cotenant.domain.requests import ServedModel
 from cotenant.domain.units import GIB
 from tests.gateway.harness import SlotRouter, serving
@@ -177,6 +177,15 @@ def test_ps_tells_how_far_a_load_is_and_how_busy_a_card(operator, capsys):
     assert first == "org/llama is loading: 3.0 GiB of 18.0 GiB read, 12.0 s of about 40.0 s"
     assert second == "cold is loading: 400 ms of about 40.0 s"
     assert card.endswith("free of 24.0 GiB, 37% busy")
+
+
+def test_ps_tells_what_a_machine_fetches_for_a_load(operator, capsys):
+    fetch = FileFetch("b", "m.gguf", GIB, 4 * GIB)
+    operator.models["cold"] = ModelStatus("cold", "loading", load=LoadProgress(12.0, 160.0, fetching=fetch))
+    with running(operator) as address:
+        assert main(["ps", "--address", address]) == 0
+    told = "cold is loading: b fetches m.gguf: 1.0 GiB of 4.0 GiB, 12.0 s of about 2 m 40 s"
+    assert told in capsys.readouterr().out.splitlines()
 
 
 def test_moves_that_let_a_model_fit_are_shown_and_made(operator, capsys):

@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from cotenant.console.app import Console
-from cotenant.domain.decisions import NodeState
+from cotenant.domain.decisions import LoadProgress, NodeState
+from cotenant.domain.nodes import FileFetch
 from tests.console.looking import CARD, COLD, NOWHERE, READY, gateway, look, operator, served
 from tests.console.test_pages import HOSTILE, Outline
 from tests.gateway.harness import SlotRouter
@@ -70,3 +71,11 @@ async def test_the_page_of_a_model_follows_its_log_on_another_machine_and_names_
     none = await page()
     assert "data-has-log" not in none
     assert "Machine of its log" not in none
+
+
+async def test_what_a_machine_fetches_for_a_model_is_the_progress_of_its_load() -> None:
+    fetch = FileFetch("b", "m.gguf", 1 << 30, 4 << 30)
+    loading = replace(ON_NODE_B, state="loading", load=LoadProgress(12.0, 160.0, fetching=fetch))
+    page = await look(gateway(operator(loading), nodes=PlainNodes(NODE_A, NODE_B)), "/")
+    assert '<progress max="100" value="25"' in page.text
+    assert "1.0 GiB of 4.0 GiB fetched by b" in page.text

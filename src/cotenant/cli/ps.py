@@ -131,6 +131,9 @@ def measured_bytes(model: Model) -> int | None:
 def _progress(load: Mapping[str, Any]) -> str:
     read, total = load["read_bytes"], load["total_bytes"]
     took = f"{format_duration(load['running_s'])} of about {format_duration(load['expected_s'])}"
+    if fetch := load.get("fetching"):
+        received, size = format_bytes(fetch["received_bytes"]), format_bytes(fetch["total_bytes"])
+        return f"{fetch['node']} fetches {fetch['file']}: {received} of {size}, {took}"
     return took if read is None else f"{format_bytes(read)} of {format_bytes(total)} read, {took}"
 
 

@@ -8,17 +8,24 @@ import sys
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
+from urllib.parse import quote
 
+from cotenant.cli.client import Daemon, add_daemon_options
 from cotenant.cli.flags import file_path
 from cotenant.cli.table import attributes
-from cotenant.domain.errors import UsageError
+from cotenant.domain.errors import DaemonSilent, UsageError
 from cotenant.domain.hub import PullStep
 from cotenant.domain.units import format_bytes
 
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
-    parser.add_argument("name", metavar="NAME", help="hf.co/ORG/REPO, and :QUANT for one of several")
+    parser.add_argument(
+        "name", metavar="NAME", help="hf.co/ORG/REPO, and :QUANT for one of several; with --node also a model"
+    )
+    parser.add_argument(
+        "--node", metavar="NAME", help="have this machine of the daemon's fetch the files of a served model"
+    )
     parser.add_argument(
         "--models-dir",
         type=file_path,
@@ -27,12 +34,33 @@ def register(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--config", type=file_path, metavar="FILE", help="the configuration (cotenant.yaml)")
     parser.add_argument("--json", action="store_true", help="print each step as a line of JSON")
+    add_daemon_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Pull the model. A daemon that serves the folder notices by itself."""
-    folder = _models_dir(args)
-    asyncio.run(pull(args.name, folder, _print_json if args.json else StepPrinter()))
+    show = _print_json if args.json else StepPrinter()
+    if args.node is not None:
+        return _pull_there(args, show)
+    asyncio.run(pull(args.name, _models_dir(args), show))
+    return 0
+
+
+def _pull_there(args: argparse.Namespace, show: Callable[[PullStep], None]) -> int:
+    """Have another machine fetch a model. Raises what a pull raises, DaemonSilent or NodeUnreachable."""
+    if args.models_dir is not None:
+        raise UsageError(
+            "--models-dir is a folder of this machine, and --node names another one",
+            hint="There its files go where the model's are here.",
+        )
+    step: PullStep | None = None
+    for line in Daemon(args).lines(f"/api/nodes/{quote(args.node, safe='')}/pull", {"model": args.name}):
+        step = PullStep(**{**line, "files": tuple(line["files"])})
+        show(step)
+    if step is None or not step.files:
+        raise DaemonSilent(
+            f"the daemon did not say whether {args.node} has the files", hint="Ask again: what came is kept."
+        )
     return 0
 
 

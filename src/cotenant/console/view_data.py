@@ -206,7 +206,11 @@ def _load(load: Json | None) -> dict[str, Any] | None:
     if load is None:
         return None
     read, total, expected_s = load["read_bytes"], load["total_bytes"], load["expected_s"]
+    fetch = load.get("fetching")
+    if fetch is not None:
+        read, total = fetch["received_bytes"], fetch["total_bytes"]
     return {
+        "fetched_by": fetch and fetch["node"],
         "percent": min(99, int(read * 100 / total)) if read is not None and total else None,
         "read": read,
         "total": total,

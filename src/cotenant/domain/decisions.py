@@ -8,7 +8,7 @@ from enum import StrEnum
 from cotenant.domain.devices import GpuProcess, Sensors
 from cotenant.domain.engine_kinds import DEFAULT_KIND, EngineKind
 from cotenant.domain.exit_causes import Cause
-from cotenant.domain.nodes import LoadCost
+from cotenant.domain.nodes import FileFetch, LoadCost
 
 
 class DecisionKind(StrEnum):
@@ -65,13 +65,15 @@ class LoadProgress:
     """The progress of a load that began `running_s` ago; `expected_s` is estimated from the last loads.
 
     The engine has read `read_bytes` of the `total_bytes` of its files, from the disk or the page cache; None
-    if the kernel does not report it, or before the first measurement.
+    if the kernel does not report it, or before the first measurement. Before that its machine may be
+    `fetching` them.
     """
 
     running_s: float
     expected_s: float
     read_bytes: int | None = None
     total_bytes: int | None = None
+    fetching: FileFetch | None = None
 
 
 @dataclass(frozen=True, slots=True)

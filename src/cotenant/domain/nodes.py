@@ -48,6 +48,16 @@ class FileState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class FileFetch:
+    """A file that a machine fetches, and how much of it has come."""
+
+    node: str
+    file: str
+    received_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class LoadCost:
     """How long a model takes to load on a machine, None if it cannot be loaded there.
 

@@ -11,7 +11,7 @@ from cotenant.concurrency.background_tasks import BackgroundTasks
 from cotenant.domain.devices import DeviceId, MpsGroup, MpsMode
 from cotenant.domain.engines import Endpoint, FoundBuilds, InstallOrder, InstallStage, InstallStep
 from cotenant.domain.errors import CotenantError
-from cotenant.domain.nodes import NodeUnreachable
+from cotenant.domain.nodes import FileFetch, NodeUnreachable
 from cotenant.interfaces import EngineOrder
 from cotenant.nodes.engine import NodeEngine
 from cotenant.nodes.file_messages import FileStatus, LogBytes, LogPart, Paths, Pull, WatchFiles
@@ -57,7 +57,8 @@ class NodeEngineHost:
 
     Whoever polls the machine's agent gives each event to `take`, and says `lose_all` if the machine is lost.
     After each hello, `gate` is where the agent lets requests in, and `reconcile` gets its engines. `ca` is
-    the file of the authorities that vouch for it, None for the system's. A call has `timeout_s`.
+    the file of the authorities that vouch for it, None for the system's. A call has `timeout_s`. `fetches`
+    are the files that it fetches for us now.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class NodeEngineHost:
         self._timeout_s = timeout_s
         self._start_within_s = start_within_s
         self._engines: dict[str, NodeEngine] = {}
+        self.fetches: dict[Path, FileFetch] = {}
         self._pulls: dict[Path, asyncio.Future[None]] = {}
         self._installs: set[asyncio.Queue[InstallProgress | NodeUnreachable]] = set()
         self._tasks = BackgroundTasks()
@@ -185,6 +187,7 @@ class NodeEngineHost:
         done = self._pulls.get(path)
         if done is None:
             done = self._pulls[path] = asyncio.get_running_loop().create_future()
+            self.fetches[path] = FileFetch(self.node, path.name, 0, size_bytes)
         await self._call(PULL, Pull(self._epoch, path, url, sha256, size_bytes, headers))
         await asyncio.shield(done)
 
@@ -236,6 +239,7 @@ class NodeEngineHost:
         for pull in self._pulls.values():
             _fail(pull, NodeUnreachable(why))
         self._pulls.clear()
+        self.fetches.clear()
 
     def _give_up_installs(self) -> None:
         hint = f"What came of it: cotenant engine list --node {self.node}"
@@ -245,9 +249,14 @@ class NodeEngineHost:
 
     def _take_progress(self, event: FileProgress) -> None:
         pull = self._pulls.get(event.path)
-        if pull is None or not (event.done or event.error):
+        if pull is None:
+            return
+        if not (event.done or event.error):
+            received = event.received_bytes, event.size_bytes
+            self.fetches[event.path] = FileFetch(self.node, event.path.name, *received)
             return
         del self._pulls[event.path]
+        self.fetches.pop(event.path, None)
         if event.error is not None:
             _fail(pull, error_from(event.error))
         else:

@@ -7,8 +7,9 @@ import pytest
 
 from cotenant.cli.main import main
 from cotenant.domain.engines import InstallOrder
-from cotenant.domain.errors import EngineInstallFailed
+from cotenant.domain.errors import EngineInstallFailed, NoRoomOnDisk
 from cotenant.domain.keys import KeyScope, flat_key
+from cotenant.domain.units import GIB
 from cotenant.ray.environment import warnings
 from tests.cli.test_daemon_commands import running
 from tests.support.daemon.plain_nodes import READY, SILENT, PlainNodes
@@ -74,7 +75,7 @@ def test_what_cannot_be_asked_of_a_machine_is_one_line(
 
 
 def test_without_nodes_no_machine_has_a_name(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in (("doctor",), ("engine", "list"), ("engine", "install")):
+    for command in (("doctor",), ("engine", "list"), ("engine", "install"), ("pull", "m")):
         assert ran(None, *command, "--node", "b") == 2
         assert "No `nodes:` are configured" in capsys.readouterr().err
 
@@ -120,7 +121,36 @@ def test_to_install_on_a_machine_takes_a_key_of_an_administrator(capsys: pytest.
     assert ran(nodes, "doctor", "--node", "a", *key, api_keys=keys) == 1
     assert ran(nodes, "engine", "install", "--node", "a", *key, api_keys=keys) != 0
     assert "this needs admin" in capsys.readouterr().err
+    assert ran(nodes, "pull", "llama", "--node", "a", *key, api_keys=keys) != 0
+    assert "this needs admin" in capsys.readouterr().err
     assert not nodes.installed
+    assert not nodes.pulled
+
+
+def test_a_pull_on_a_machine_shows_its_progress_as_one_here(capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = PlainNodes(READY)
+    assert ran(nodes, "pull", "llama", "--node", "a") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "a lacks 1 of 1 file of llama",
+        "a fetches m.gguf (4.0 GiB)",
+        "/models/m.gguf",
+    ]
+    assert ran(nodes, "pull", "llama", "--node", "a", "--json") == 0
+    steps = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [step["completed_bytes"] for step in steps[1:3]] == [GIB, 2 * GIB]
+    assert steps[-1]["files"] == ["/models/m.gguf"]
+    assert nodes.pulled == ["llama", "llama"]
+
+
+def test_a_pull_on_a_machine_whose_disk_is_full_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = PlainNodes(READY, SILENT)
+    nodes.ends = NoRoomOnDisk("m.gguf (4.0 GiB) does not fit on a: the disk of /models is full")
+    assert ran(nodes, "pull", "llama", "--node", "a") == 1
+    assert "m.gguf (4.0 GiB) does not fit on a: the disk of /models is full" in capsys.readouterr().err
+    assert ran(nodes, "pull", "llama", "--node", "b") == 1
+    assert "the agent of b did not answer" in capsys.readouterr().err
+    assert ran(nodes, "pull", "llama", "--node", "a", "--models-dir", "/x") == 2
+    assert "--models-dir is a folder of this machine" in capsys.readouterr().err
 
 
 def test_the_list_says_why_no_machine_can_be_reached(capsys: pytest.CaptureFixture[str]) -> None:

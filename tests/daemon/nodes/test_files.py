@@ -1,5 +1,6 @@
 """How machines get the files that they lack before an engine starts there."""
 
+import asyncio
 import json
 import urllib.error
 import urllib.request
@@ -21,6 +22,7 @@ from cotenant.nodes.messages import FileProgress, GateAddress
 from cotenant.nodes.protocol import Json, from_json, to_json
 from tests.support.engines.orders import host_order
 from tests.support.http.model_hub import StandInHub, standing_in
+from tests.support.waiting import until
 
 DATA = bytes(range(256)) * 4096
 
@@ -107,6 +109,49 @@ async def test_the_hubs_file_is_fetched_by_the_machine(
         (there._disk / here.name).unlink()
         with pytest.raises(PullFailed, match="has another checksum"):
             await NodeFiles(NodePull.HUB).ensure(there.host, host_order(here))
+
+
+async def test_the_progress_of_a_fetch_is_that_of_the_load_and_its_speed_is_learned(
+    there: OtherMachine, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with standing_in(StandInHub({"org/m": {"m-Q8_0.gguf": DATA}})) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        hub.stalls["m-Q8_0.gguf"] = 500_000
+        files = NodeFiles(NodePull.HUB)
+        learned: list[tuple[str, int]] = []
+        files.fetched = lambda node, size, _: learned.append((node, size))
+        order = host_order(here)
+        assert files.fetching(order.name, "b") is None
+        loading = asyncio.create_task(files.ensure(there.host, order))
+
+        def received() -> int:
+            found = files.fetching(order.name, "b")
+            assert found is None or (found.node, found.file, found.total_bytes) == ("b", here.name, len(DATA))
+            return 0 if found is None else found.received_bytes
+
+        await until(lambda: received() > 0)
+        assert received() <= 500_000
+        assert files.fetching(order.name, "c") is None
+        hub.go_on.set()
+        await loading
+        assert files.fetching(order.name, "b") is None
+        assert learned == [("b", len(DATA))]
+
+
+async def test_an_operator_has_a_machine_fetch_a_file_whatever_loads_may_do(
+    there: OtherMachine, here: Path
+) -> None:
+    files, other = NodeFiles(NodePull.NEVER), here.with_name("n-Q8_0.gguf")
+    (there._disk / other.name).write_bytes(DATA)
+    steps = [step async for step in files.order(there.host, "m", [here, other])]
+    assert steps[0].what == "b lacks 1 of 2 files of m"
+    assert steps[-1].files == (str(here), str(other))
+    assert (there._disk / here.name).read_bytes() == DATA
+    again = [step async for step in files.order(there.host, "m", [here])]
+    assert [step.what for step in again] == ["b lacks 0 of 1 file of m", "pulled"]
+    with pytest.raises(ModelFileMissing, match="neither b nor the daemon's machine has the file"):
+        [step async for step in files.order(there.host, "m", [here.with_name("none.gguf")])]
+    files.close()
 
 
 def test_a_file_is_served_by_its_token_for_as_long_as_it_is_offered(here: Path) -> None:

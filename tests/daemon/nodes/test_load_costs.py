@@ -95,6 +95,17 @@ async def test_a_file_that_does_not_fit_on_a_machines_disk_is_not_fetched_there(
             assert costs(run) == {}
 
 
+@pytest.mark.slow
+async def test_what_an_operator_has_fetched_is_seen_to_be_there_at_once(tmp_path: Path) -> None:
+    with machines(tmp_path, "b", having="") as agents:
+        async with daemon(agents, MODEL) as run:
+            await until(lambda: len(costs(run)) == 1)
+            steps = [step async for step in run.files.order(run.host("b"), "m", [MODEL])]
+            assert steps[-1].files == (str(MODEL),)
+            await until(lambda: costs(run)["b"].state is not FileState.ABSENT)
+            await run.parts.operator.load("m")
+
+
 def test_loads_are_estimated_by_bytes_until_they_were_measured() -> None:
     times, size = LoadTimes(), 20 * GIB
     order = [FileState.WARM, FileState.LOCAL, FileState.SHARED]

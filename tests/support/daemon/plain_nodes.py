@@ -13,6 +13,7 @@ from cotenant.domain.engines import (
     InstallStep,
 )
 from cotenant.domain.errors import BadRequest, CotenantError, UnknownNode
+from cotenant.domain.hub import PullStep
 from cotenant.domain.moves import MoveMethod, MovePlan
 from cotenant.domain.nodes import NodeUnreachable
 from cotenant.domain.units import GIB
@@ -47,7 +48,7 @@ REPORT = {
 class PlainNodes:
     """Machines that are drained and forgotten at once, and notes of what was ordered.
 
-    One that is silent answers nothing else. What an install has not begun with, `ends` it.
+    One that is silent answers nothing else. What an install or a pull has not begun with, `ends` it.
     """
 
     def __init__(self, *nodes: NodeStatus, problem: str | None = None) -> None:
@@ -56,6 +57,7 @@ class PlainNodes:
         self.problem = problem
         self.ends: CotenantError | None = None
         self.installed: list[InstallOrder] = []
+        self.pulled: list[str] = []
 
     def nodes(self) -> Sequence[NodeStatus]:
         return tuple(self.known.values())
@@ -93,6 +95,16 @@ class PlainNodes:
         if self.ends is not None:
             raise self.ends
         yield InstallStep(InstallStage.INSTALLED, "xllamacpp 0.3", flavour, BUILD)
+
+    async def pull(self, name: str, model: str) -> AsyncGenerator[PullStep, None]:
+        self._reach(name)
+        self.pulled.append(model)
+        yield PullStep(f"{name} lacks 1 of 1 file of {model}")
+        for done in (GIB, 2 * GIB):
+            yield PullStep(f"{name} fetches m.gguf", "m.gguf", None, 4 * GIB, done)
+        if self.ends is not None:
+            raise self.ends
+        yield PullStep("pulled", files=("/models/m.gguf",))
 
     def _reach(self, name: str) -> None:
         if self._find(name).silent_s is not None and self._find(name).state is not NodeState.READY:

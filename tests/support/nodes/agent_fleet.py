@@ -92,6 +92,7 @@ class Running:
     clock: "Ahead"
     load_costs: NodeLoadCosts
     files: NodeFiles
+    host: Callable[[str], NodeEngineHost]
 
     def engine_pids(self) -> list[int]:
         engines = (run.engine for run in self.parts.loop.effects.running.values())
@@ -138,7 +139,7 @@ async def daemon(
     following = asyncio.create_task(fleet.run())
     try:
         await fleet.wait_for(agents, 60.0)
-        yield Running(Parts.on(loop), fleet, road, own_clock, load_costs, files)
+        yield Running(Parts.on(loop), fleet, road, own_clock, load_costs, files, hosts.of)
         if stop:
             await loop.stop(5.0)
             await fleet.release()

@@ -220,6 +220,8 @@ def _columns(snapshot: Snapshot, *, wide: bool) -> Sequence[Column[Mapping[str, 
 
 def _state(model: Mapping[str, Any]) -> str:
     load = model.get("load") or {}
+    if fetch := load.get("fetching"):
+        return f"fetch {min(99, fetch['received_bytes'] * 100 // max(1, fetch['total_bytes']))}%"
     read, total = load.get("read_bytes"), load.get("total_bytes")
     if model["state"] == "loading" and read is not None and total:
         return f"load {min(99, read * 100 // total)}%"

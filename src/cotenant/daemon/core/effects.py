@@ -19,6 +19,7 @@ from cotenant.domain.devices import DeviceKind, MpsTerms
 from cotenant.domain.engines import EngineEnd, EngineReport
 from cotenant.domain.errors import CotenantError, EngineError
 from cotenant.domain.exit_causes import Cause
+from cotenant.domain.nodes import FileFetch
 from cotenant.domain.placements import Placement, Refusal
 from cotenant.domain.residencies import ResidencyId
 from cotenant.hardware.model_cache.load_progress import LoadedBytes
@@ -94,8 +95,8 @@ class Effects:
 
     `cpu_fallback` turns a placement on described GPUs into one that this machine can run; `rules` are those
     of budgets. `log_path` returns the log of a model's last engine, `remote_log` what reads it if it is on
-    another machine. `end_listeners` are called once an engine has ended, or was never started: once after
-    each call of `environment`.
+    another machine, and `fetching` what a machine fetches for a model. `end_listeners` are called once an
+    engine has ended, or was never started: once after each call of `environment`.
     """
 
     host: EngineHost
@@ -108,6 +109,7 @@ class Effects:
     running: dict[ResidencyId, Running] = field(default_factory=dict)
     log_path: Callable[[str], Path | None] = lambda _: None
     remote_log: Callable[[str], RemoteLog | None] = lambda _: None
+    fetching: Callable[[str, str | None], FileFetch | None] = lambda *_: None
     log_node: Callable[[str], str | None] = lambda _: None
     _stopping: BackgroundTasks = field(default_factory=BackgroundTasks)
 

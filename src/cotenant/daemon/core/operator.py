@@ -40,18 +40,20 @@ class FleetOperator:
 
     def statuses(self) -> Sequence[ModelStatus]:
         """Return the status of every model."""
-        now, running = self._loop.clock.now(), self._loop.effects.running
+        now, effects = self._loop.clock.now(), self._loop.effects
         return [
             model_status(
                 self._state,
                 entry,
                 model,
                 now,
-                running.get(model.residency) if model.residency else None,
+                running,
                 None if self._loop.warm is None else self._loop.warm.by_model.get(name, 0),
+                None if running is None else effects.fetching(name, running.placement.node),
             )
             for name, entry in self._loop.fleet.entries.items()
             if (model := self._state.models.get(name)) is not None
+            for running in [effects.running.get(model.residency) if model.residency else None]
         ]
 
     def bytes_if_loaded(self, name: str) -> int | None:

@@ -128,6 +128,11 @@ class FleetRouter:
         if estimate is None or residency is None or residency.state is not ResidencyState.LOADING:
             return estimate
         running = self._loop.effects.running.get(residency.id)
+        fetch = self._loop.effects.fetching(own, residency.node)
+        if fetch is not None:
+            percent = fetch.received_bytes * 100 // max(1, fetch.total_bytes)
+            what = f"{estimate.waits_for}, {percent} % of {fetch.file} fetched by {fetch.node}"
+            return replace(estimate, waits_for=what)
         seen = running.loaded_bytes if running is not None else None
         if seen is None or not seen.read_bytes or not seen.total_bytes:
             return estimate

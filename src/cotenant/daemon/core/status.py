@@ -11,6 +11,7 @@ from cotenant.domain.decisions import DeviceStatus, LoadProgress, ModelStatus, O
 from cotenant.domain.devices import DeviceId, GpuProcess, Reading, Sensors
 from cotenant.domain.engine_kinds import PlanMethod
 from cotenant.domain.models import Projector
+from cotenant.domain.nodes import FileFetch
 from cotenant.domain.requests import ModelFile, ServedModel
 from cotenant.domain.residencies import ResidencyState, model_of
 from cotenant.planning.ledger import DeviceReading
@@ -27,8 +28,9 @@ def model_status(
     now: float,
     running: Running | None,
     warm_bytes: int | None = None,
+    fetching: FileFetch | None = None,
 ) -> ModelStatus:
-    """Describe one model; `running` is its engine, if it has one."""
+    """Describe one model; `running` is its engine, if any, for which its machine may be `fetching` a file."""
     residency = state.residency_of(model) or next(
         (state.residencies[each] for each in sorted(model.aside)), None
     )
@@ -55,7 +57,7 @@ def model_status(
         measured_bytes=residency.measured_bytes if residency else None,
         last_failure=model.last_failure,
         last_cause=model.last_cause,
-        load=_progress(model, residency, running, now) if residency else None,
+        load=_progress(model, residency, running, now, fetching) if residency else None,
         runtime=entry.recipe.engine,
         warm_bytes=warm_bytes,
         node=residency.node if residency else None,
@@ -196,7 +198,11 @@ def _others(seen: Reading, ours: Collection[int], node: str | None) -> tuple[Gpu
 
 
 def _progress(
-    model: ModelState, residency: Residency, running: Running | None, now: float
+    model: ModelState,
+    residency: Residency,
+    running: Running | None,
+    now: float,
+    fetching: FileFetch | None,
 ) -> LoadProgress | None:
     if residency.state is not ResidencyState.LOADING:
         return None
@@ -206,6 +212,7 @@ def _progress(
         expected_s=model.expected_load_s(residency.node),
         read_bytes=loaded_bytes.read_bytes if loaded_bytes else None,
         total_bytes=loaded_bytes.total_bytes if loaded_bytes else None,
+        fetching=fetching,
     )
 
 

@@ -4,15 +4,18 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 
 from cotenant import __version__
+from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.alerting.alerts import Alerts
 from cotenant.daemon.alerting.node_conditions import Expected
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.mover import FleetMover
+from cotenant.daemon.nodes.files import model_files
 from cotenant.daemon.nodes.parts import NodeParts
 from cotenant.domain.decisions import NodeState, NodeStatus
 from cotenant.domain.devices import DeviceId, DeviceKind
 from cotenant.domain.engines import FoundBuilds, InstallOrder, InstallStep
 from cotenant.domain.errors import BadRequest, UnknownNode
+from cotenant.domain.hub import PullStep, hub_name
 from cotenant.domain.moves import MovePlan
 from cotenant.domain.nodes import NodeUnreachable
 from cotenant.nodes.engine_host import NodeEngineHost
@@ -88,6 +91,25 @@ class FleetBook:
     def install(self, name: str, order: InstallOrder) -> AsyncGenerator[InstallStep, None]:
         """Install a build on it. Raises UnknownNode, and what `NodeEngineHost.install` raises."""
         return self._host(name).install(order)
+
+    def pull(self, name: str, model: str) -> AsyncGenerator[PullStep, None]:
+        """Have it fetch the files of a served model, which may be named as on the hub.
+
+        Raises UnknownNode, UnknownModel, BadRequest, and as `NodeFiles.order`.
+        """
+        host, entry = self._host(name), self._entry(model)
+        paths = [*model_files(entry)]
+        if not paths:
+            raise BadRequest(f"{entry.name} has no files", hint="What others serve needs none.")
+        return self._parts.files.order(host, entry.name, paths)
+
+    def _entry(self, model: str) -> ModelEntry:
+        entries = self._loop.fleet.entries
+        for entry in entries.values() if "/" in model else ():
+            on_hub = None if entry.path is None else hub_name(entry.path.parent.name, entry.path.name)
+            if on_hub is not None and str(on_hub).lower() == model.lower():
+                return entry
+        return entries[self._loop.fleet.resolve(model)]
 
     def _host(self, name: str) -> NodeEngineHost:
         if name in self._parts.fleet.nodes:

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -12,23 +12,31 @@ from cotenant.config.configuration import ModelEntry
 from cotenant.config.values.nodes import NodePull
 from cotenant.daemon.nodes.file_server import FileServer
 from cotenant.domain.errors import ModelFileMissing
-from cotenant.domain.hub import hub_name
-from cotenant.domain.nodes import FileState
+from cotenant.domain.hub import PullStep, hub_name
+from cotenant.domain.nodes import FileFetch, FileState
+from cotenant.domain.units import format_count
 from cotenant.hub.client import HubClient
 from cotenant.interfaces import EngineOrder
 from cotenant.nodes.engine_host import NodeEngineHost
 
 _LIST_WITHIN_S: Final = 30.0
+_SHOWN_EVERY_S: Final = 0.5
 _SPLIT: Final = re.compile(r"-00001-of-(\d{5})(?=\.gguf$)")
 
 _LOG = logging.getLogger(__name__)
 
 
 class NodeFiles:
-    """Has machines fetch the files that they lack, from where `nodes.pull` says."""
+    """Has machines fetch the files that they lack, from where `nodes.pull` says.
+
+    `fetched` is called with the machine, the bytes and the seconds of each.
+    """
 
     def __init__(self, pull: NodePull) -> None:
         self.pull = pull
+        self.fetched: Callable[[str, int, float], None] = lambda *_: None
+        self._fetching: dict[tuple[str, str], tuple[NodeEngineHost, Path]] = {}
+        self._ordered: set[asyncio.Task[None]] = set()
         self._server = FileServer()
         self._hashes: dict[tuple[Path, int, int], str] = {}
 
@@ -37,19 +45,67 @@ class NodeFiles:
 
         Raises ModelFileMissing if nobody may fetch one, HubError if that fails.
         """
-        for found in await host.files([*files_of(order)]):
-            if found.state is not FileState.ABSENT:
-                continue
+        for path in await self._absent(host, [*files_of(order)]):
             if self.pull is NodePull.NEVER:
                 raise ModelFileMissing(
-                    f"{order.name} cannot be loaded: {host.node} has no file {found.path}",
-                    hint="Copy it there, share its folder, or set `nodes.pull`.",
+                    f"{order.name} cannot be loaded: {host.node} has no file {path}",
+                    hint=f"Copy it there, or: cotenant pull {order.name} --node {host.node}. Or share its "
+                    "folder, or set `nodes.pull`.",
                 )
-            _LOG.info("%s fetches %s (nodes.pull: %s)", host.node, found.path, self.pull)
-            if self.pull is NodePull.HUB:
-                await self._from_hub(host, found.path)
-            else:
-                await self._from_here(host, found.path)
+            await self._fetch(host, order.name, path)
+
+    async def order(
+        self, host: NodeEngineHost, model: str, paths: Sequence[Path]
+    ) -> AsyncGenerator[PullStep, None]:
+        """Have a machine fetch the files of a model that it lacks, as an operator wants; yield the progress.
+
+        They come from the daemon's machine unless `nodes.pull` says otherwise. It goes on if nobody listens
+        any more. Raises ModelFileMissing, HubError or NodeUnreachable.
+        """
+        absent = await self._absent(host, paths)
+        yield PullStep(f"{host.node} lacks {len(absent)} of {format_count(len(paths), 'file')} of {model}")
+
+        async def fetch() -> None:
+            for path in absent:
+                await self._fetch(host, model, path)
+
+        work = asyncio.get_running_loop().create_task(fetch())
+        self._ordered.add(work)
+        work.add_done_callback(self._ordered_has_ended)
+        before: FileFetch | None = None
+        while not work.done():
+            await asyncio.wait({work}, timeout=_SHOWN_EVERY_S)
+            now = self.fetching(model, host.node)
+            if now is not None and now != before:
+                before, what = now, f"{host.node} fetches {now.file}"
+                yield PullStep(what, now.file, None, now.total_bytes, now.received_bytes)
+        await work
+        yield PullStep("pulled", files=tuple(map(str, paths)))
+
+    def fetching(self, model: str, node: str | None) -> FileFetch | None:
+        """Return what a machine fetches for a model now, if so."""
+        found = self._fetching.get((model, node or ""))
+        return None if found is None else found[0].fetches.get(found[1])
+
+    async def _absent(self, host: NodeEngineHost, paths: Sequence[Path]) -> list[Path]:
+        return [found.path for found in await host.files(paths) if found.state is FileState.ABSENT]
+
+    async def _fetch(self, host: NodeEngineHost, model: str, path: Path) -> None:
+        """Have a machine fetch a file, and learn how fast that is."""
+        from_hub = self.pull is NodePull.HUB
+        _LOG.info("%s fetches %s from %s", host.node, path, "the hub" if from_hub else "the daemon's machine")
+        began, key = asyncio.get_running_loop().time(), (model, host.node)
+        self._fetching[key] = host, path
+        try:
+            size = await (self._from_hub if from_hub else self._from_here)(host, path)
+        finally:
+            self._fetching.pop(key, None)
+        self.fetched(host.node, size, asyncio.get_running_loop().time() - began)
+
+    def _ordered_has_ended(self, work: "asyncio.Task[None]") -> None:
+        self._ordered.discard(work)
+        if not work.cancelled() and (error := work.exception()) is not None:
+            _LOG.warning("a pull has failed: %s", error)
 
     def why_not_fetched(self, path: Path) -> str:
         """Return as a clause why a machine that lacks a file cannot fetch it; empty if it can."""
@@ -60,10 +116,12 @@ class NodeFiles:
         return ""
 
     def close(self) -> None:
-        """Serve no file any more."""
+        """Serve no file any more, and wait for none."""
+        for work in self._ordered:
+            work.cancel()
         self._server.close()
 
-    async def _from_hub(self, host: NodeEngineHost, path: Path) -> None:
+    async def _from_hub(self, host: NodeEngineHost, path: Path) -> int:
         name = hub_name(path.parent.name, path.name)
         if name is None:
             raise ModelFileMissing(
@@ -80,8 +138,9 @@ class NodeFiles:
             )
         url, headers = client.address(name.repository, revision, found.path)
         await host.pull(path, url, found.sha256, found.size_bytes, headers)
+        return found.size_bytes
 
-    async def _from_here(self, host: NodeEngineHost, path: Path) -> None:
+    async def _from_here(self, host: NodeEngineHost, path: Path) -> int:
         try:
             stat = await asyncio.to_thread(path.stat)
             key = (path, stat.st_size, stat.st_mtime_ns)
@@ -95,6 +154,7 @@ class NodeFiles:
         gate = None if host.gate is None else (host.gate.address, host.gate.port)
         with self._server.offering(path, gate) as (url, headers):
             await host.pull(path, url, self._hashes[key], stat.st_size, headers)
+        return stat.st_size
 
 
 def files_of(order: EngineOrder) -> Iterator[Path]:

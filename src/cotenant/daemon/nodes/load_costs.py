@@ -17,13 +17,15 @@ from cotenant.domain.decisions import Decision, DecisionKind
 from cotenant.domain.errors import CotenantError
 from cotenant.domain.nodes import FileState, LoadCost
 from cotenant.domain.residencies import model_of
-from cotenant.domain.units import format_bytes
+from cotenant.domain.units import MIB, format_bytes
 from cotenant.nodes.file_messages import FileStatus
 from cotenant.nodes.messages import FilesSeen
 from cotenant.scheduling.events import LoadCostsRead
 
 _SLOWEST_FIRST: Final = tuple(reversed(FileState))
 _ALL_OF_IT: Final = 0.9
+_LONG_BYTES: Final = 64 * MIB
+"""What is fetched of less than this says little of how fast that is."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -68,10 +70,10 @@ class NodeLoadCosts:
         self._seen.pop(node, None)
         self._publish(self._active.models)
 
-    def has(self, node: str, entry: ModelEntry) -> bool:
-        """Whether a machine has all files of a model, as far as it has reported."""
-        found = self._statuses(node, entry)
-        return found is not None and all(each.state is not FileState.ABSENT for each in found)
+    def fetched(self, node: str, size: int, seconds: float) -> None:
+        """Learn how fast a machine fetches files."""
+        if size >= _LONG_BYTES:
+            self.times.learn_rate(node, FileState.ABSENT, size, seconds)
 
     def decided(self, decision: Decision) -> None:
         """Learn how long a load takes."""

@@ -69,8 +69,8 @@ class NodeParts:
         self._superseded = False
         self._epoch = 0
         self._fleet: NodeFleet | None = None
-        self._files = NodeFiles(settings.pull)
-        self.hosts = NodeHosts(local, self._make_host, self._files.ensure)
+        self.files = NodeFiles(settings.pull)
+        self.hosts = NodeHosts(local, self._make_host, self.files.ensure)
 
     def connect(
         self,
@@ -93,7 +93,9 @@ class NodeParts:
         loop.effects.remote_log, loop.effects.log_node = self.hosts.log_of, self.hosts.log_node
         sharing = NodeSharing(self.hosts, self.cards, active)
         active.listeners.append(sharing.tell_all)
-        costs = NodeLoadCosts(loop, self.hosts, active, self._files)
+        costs = NodeLoadCosts(loop, self.hosts, active, self.files)
+        self.files.fetched = costs.fetched
+        loop.effects.fetching = self.files.fetching
         active.listeners.append(costs.configured)
         loop.feed.listeners.append(costs.decided)
         self.machines = Machines(loop, self.hosts, self.cards, sharing, costs, superseded)
@@ -162,7 +164,7 @@ class NodeParts:
 
     async def release(self) -> None:
         """Have what is left on the machines end, unless another daemon commands them."""
-        self._files.close()
+        self.files.close()
         if not self._superseded:
             await self.fleet.release()
 

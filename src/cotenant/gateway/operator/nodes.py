@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Annotated, Final, Protocol
+from typing import Annotated, Final, Protocol, TypeVar
 
 from pydantic import BaseModel, Field
 
@@ -12,6 +12,7 @@ from cotenant.domain import errors, nodes
 from cotenant.domain.decisions import NodeStatus
 from cotenant.domain.engines import FoundBuilds, InstallOrder, InstallStep
 from cotenant.domain.errors import CotenantError, UnknownNode
+from cotenant.domain.hub import PullStep
 from cotenant.domain.keys import KeyScope
 from cotenant.gateway.http.bodies import RequestModel, read_body
 from cotenant.gateway.http.problems import envelope
@@ -50,6 +51,12 @@ class Machines(NodeBook, Protocol):
         It goes on if nobody listens any more.
         """
 
+    def pull(self, name: str, model: str) -> AsyncGenerator[PullStep, None]:
+        """Have a machine fetch the files of a served model that it lacks; it goes on if nobody listens.
+
+        Raises UnknownModel, ModelFileMissing, NodeUnreachable or HubError.
+        """
+
 
 class NodesResponse(BaseModel):
     """The machines of the fleet; `problem` says why none can be reached, if so.
@@ -73,6 +80,15 @@ class InstallRequest(RequestModel):
     verify: bool = True
     newest: bool = False
     dry_run: bool = False
+
+
+class PullRequest(RequestModel):
+    """A served model, by its name, an alias, or its name on the hub."""
+
+    model: Annotated[str, Field(min_length=1, max_length=200)]
+
+
+_Step = TypeVar("_Step", InstallStep, PullStep)
 
 
 @dataclass(frozen=True)
@@ -168,6 +184,23 @@ class NodeRoutes:
                 pieces = _lines(first, steps)
                 await send_stream(request.receive, request.send, [_LINES], pieces, request.ended)
 
+    @Route(
+        "POST /api/nodes/{name}/pull",
+        "Have a machine fetch the files of a served model that it lacks; it goes on if the client leaves",
+        Reply(None, "the progress, a line each, and at the end the files or an error", content_type=LINES),
+        (*_ON_NODE, *BODY_ERRORS, errors.UnknownModel, errors.PullFailed, errors.NoRoomOnDisk),
+        (_NAME,),
+        Body(PullRequest, required=True, examples={"a served model": {"model": "llama3.2"}}),
+        scope=KeyScope.ADMIN,
+    )
+    async def _pull(self, request: ApiRequest) -> None:
+        book, body = self._named(request), await request.body()
+        async with aclosing(book.pull(request.name, read_body(PullRequest, body or b"{}").model)) as steps:
+            first = await unless_disconnected(request.receive, anext(steps))
+            if first is not None:
+                pieces = _lines(first, steps)
+                await send_stream(request.receive, request.send, [_LINES], pieces, request.ended)
+
     def _named(self, request: ApiRequest) -> Machines:
         if self._book is None:
             raise UnknownNode(
@@ -176,7 +209,7 @@ class NodeRoutes:
         return self._book
 
 
-async def _lines(first: InstallStep, steps: AsyncGenerator[InstallStep, None]) -> AsyncGenerator[bytes, None]:
+async def _lines(first: _Step, steps: AsyncGenerator[_Step, None]) -> AsyncGenerator[bytes, None]:
     yield encode_json(first) + b"\n"
     try:
         async for step in steps:
