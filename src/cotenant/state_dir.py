@@ -11,3 +11,8 @@ def state_dir() -> Path:
         return Path(given).expanduser()
     base = os.environ.get("XDG_STATE_HOME")
     return (Path(base) if base else Path.home() / ".local" / "state") / "cotenant"
+
+
+def default_database() -> str:
+    """Return the path of the database if none is configured."""
+    return str(state_dir() / "cotenant.db")

@@ -11,7 +11,7 @@ from cotenant.cli.main import main
 from cotenant.domain.vendors import Vendor
 from cotenant.hardware.gpus.described import DescribedProbe
 from cotenant.hardware.mps import daemon
-from cotenant.hardware.mps.control import VARIABLE
+from cotenant.hardware.mps.program import VARIABLE
 from tests.support.gpus.fake_mps import client, mps_processes, stand_in
 from tests.support.waiting import wait_until
 

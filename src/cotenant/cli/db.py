@@ -50,7 +50,7 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the action requested. Raises StoreError, BadSetting, BadDeviceSpec."""
-    from cotenant.daemon.core.settings import default_database
+    from cotenant.state_dir import default_database
 
     location = locate(default_database() if args.database is None else args.database)
     return int(args.action(args, location))
@@ -112,8 +112,8 @@ def _backup(args: argparse.Namespace, location: Location) -> int:
 
 
 def _restore(args: argparse.Namespace, location: Location) -> int:
-    from cotenant.daemon.core.settings import state_dir
     from cotenant.services.devices import seen_devices
+    from cotenant.state_dir import state_dir
     from cotenant.store.maintenance import restore
 
     replaced = None

@@ -54,9 +54,9 @@ def run(args: argparse.Namespace) -> int:
         return _print(args, _of_node(args))
     from cotenant.config.layers import find_configuration
     from cotenant.config.settings import read_configuration
-    from cotenant.daemon.core.settings import state_dir
     from cotenant.doctor.host_context import HostContext
     from cotenant.doctor.runner import WITHIN_S, WITHIN_WITH_CONTAINERS_S, run_checks
+    from cotenant.state_dir import state_dir
 
     configuration, refusal = None, None
     try:
@@ -134,9 +134,9 @@ def machine_checks(llama_server: Path | None) -> Callable[[Configuration], Mappi
     """Return the checks for the machine of a daemon; they run no containers."""
 
     def run_all(configuration: Configuration) -> Mapping[str, Any]:
-        from cotenant.daemon.core.settings import state_dir
         from cotenant.doctor.host_context import HostContext
         from cotenant.doctor.runner import run_checks
+        from cotenant.state_dir import state_dir
 
         host = HostContext(state_dir=state_dir(), configuration=configuration, llama_server=llama_server)
         return as_json(run_checks(host))

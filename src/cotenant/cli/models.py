@@ -187,7 +187,7 @@ def _absent_devices(configuration: Configuration) -> Iterator[str]:
 
 def read_past_runs(configuration: Configuration) -> PastRuns:
     """Return what the journal has of past runs; nothing if there is none. Raises StoreError."""
-    from cotenant.daemon.core.settings import default_database
+    from cotenant.state_dir import default_database
     from cotenant.store import past_runs
 
     where = configuration.database or default_database()

@@ -64,9 +64,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _start(args: argparse.Namespace) -> int:
-    from cotenant.daemon.core.settings import state_dir
     from cotenant.hardware.mps.daemon import start_manually
     from cotenant.hardware.mps.directories import MpsDirectories
+    from cotenant.state_dir import state_dir
 
     cards = _cards_to_share(read_inventory(args), named=bool(args.devices))
     whole_cards = [card for card in cards if card.kind is not DeviceKind.MIG]
@@ -132,7 +132,7 @@ def _logs(args: argparse.Namespace) -> int:
 
 
 def _program() -> Path:
-    from cotenant.hardware.mps.control import find_program, no_program
+    from cotenant.hardware.mps.program import find_program, no_program
 
     program = find_program(os.environ)
     if program is None:
@@ -158,9 +158,9 @@ def _cards_to_share(inventory: Inventory, *, named: bool) -> list[Device]:
 
 
 def _selected(args: argparse.Namespace) -> list[DaemonStatus]:
-    from cotenant.daemon.core.settings import state_dir
-    from cotenant.hardware.mps.control import find_program
     from cotenant.hardware.mps.discovery import daemon_statuses
+    from cotenant.hardware.mps.program import find_program
+    from cotenant.state_dir import state_dir
 
     statuses = [*daemon_statuses(find_program(os.environ), state_dir(), os.environ)]
     if not args.devices:

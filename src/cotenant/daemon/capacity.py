@@ -1,21 +1,23 @@
 """Where each model would be placed alone, and how many the daemon would hold at the same time."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from cotenant.config.configuration import Configuration, ModelEntry
 from cotenant.daemon.core.fleet import spec_of, wanting
-from cotenant.daemon.core.settings import state_dir
 from cotenant.daemon.monitors.readings import device_readings
-from cotenant.domain.devices import DeviceKind, Inventory
+from cotenant.domain.devices import ComputeMode, DeviceId, DeviceKind, Inventory, MpsMode
 from cotenant.domain.placements import Placement, Refusal
 from cotenant.domain.residencies import ResidencyId
 from cotenant.engines.process.marks import marked
+from cotenant.hardware.mps.program import find_program
+from cotenant.planning.compute_modes import Admission
 from cotenant.planning.device_choice import choose_devices
 from cotenant.planning.host_memory import placement_bytes
 from cotenant.planning.ledger import DeviceReading, Ledger
 from cotenant.scheduling.model_spec import ModelSpec
-from cotenant.sharing.mps import MpsRules, Sharing
+from cotenant.state_dir import state_dir
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +57,10 @@ def peak(configuration: Configuration, inventory: Inventory, *, use_fit_params: 
     hold already counts as free. Raises MpsMissing.
     """
     models, rules = configuration.models, configuration.devices.rules
+    most = configuration.scheduling.max_loaded
     seen = (each.pid for r in inventory.readings.values() for each in r.processes or ())
     ours = marked(seen, configuration.server.port)
-    devices, most = configuration.devices, configuration.scheduling.max_loaded
-    sharing = Sharing(MpsRules.of_machine(devices.mps, devices.mps_group, most, state_dir()))
-    admissions = sharing.admissions(inventory, ours, wanting(models))
+    admissions, warnings = _admissions(configuration, inventory, ours)
     engines = {pid: ResidencyId(-1 - number) for number, pid in enumerate(ours)}
     readings = [*map(_emptied, device_readings(inventory, rules, engines, 0.0, admissions))]
     specs = {each.name: spec_of(each, rules, None, use_fit_params=use_fit_params) for each in models}
@@ -82,9 +83,7 @@ def peak(configuration: Configuration, inventory: Inventory, *, use_fit_params: 
             result = _place(specs[name], ledger)
             taken = {} if isinstance(result, Refusal) else placement_bytes(result)
             loaded = sum(bool(claim.bytes_by_device) for claim in ledger.claims.values())
-            if isinstance(result, Placement) and not (
-                taken and loaded == configuration.scheduling.max_loaded
-            ):
+            if isinstance(result, Placement) and not (taken and loaded == most):
                 ledger.claim(ResidencyId(len(left)), taken)
                 budgets = (ledger.budget(device, any_number=True) for device in ledger.readings)
                 left[name] = {budget.device.label: budget.budget_bytes for budget in budgets}
@@ -102,8 +101,26 @@ def peak(configuration: Configuration, inventory: Inventory, *, use_fit_params: 
         waiting=tuple(name for name in alone if name not in {*together, *nowhere}),
         nowhere=nowhere,
         left=tuple(together.values()),
-        warnings=sharing.warnings(inventory, ours, wanting(models)),
+        warnings=warnings,
     )
+
+
+def _admissions(
+    configuration: Configuration, inventory: Inventory, ours: Collection[int]
+) -> tuple[Mapping[DeviceId, Admission], tuple[str, ...]]:
+    """Return how many engines each device admits, any number where it is not said, and warnings.
+
+    Where nothing can share cards and each admits any number, what shares them is not imported.
+    """
+    devices, most = configuration.devices, configuration.scheduling.max_loaded
+    exclusive = (each.compute_mode is ComputeMode.EXCLUSIVE_PROCESS for each in inventory.readings.values())
+    if devices.mps is not MpsMode.REQUIRED and find_program(os.environ) is None and not any(exclusive):
+        return {}, ()
+    from cotenant.sharing.mps import MpsRules, Sharing
+
+    sharing = Sharing(MpsRules.of_machine(devices.mps, devices.mps_group, most, state_dir()))
+    wanted = wanting(configuration.models)
+    return sharing.admissions(inventory, ours, wanted), sharing.warnings(inventory, ours, wanted)
 
 
 def _place(spec: ModelSpec, ledger: Ledger) -> Placement | Refusal:

@@ -8,7 +8,7 @@ import uvloop
 
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.inputs import AfterReady, DaemonInputs, StartReporter
-from cotenant.daemon.core.settings import ApiKeys, default_database
+from cotenant.daemon.core.settings import ApiKeys
 from cotenant.daemon.cpu_fallback import place_on_this_machine
 from cotenant.daemon.daemon import Daemon
 from cotenant.daemon.nodes.parts import check_ray_is_there
@@ -19,6 +19,7 @@ from cotenant.gateway.server import bind
 from cotenant.planning.advice import plan
 from cotenant.planning.budgets import budgets, host_budget
 from cotenant.sharing.mps import MpsRules
+from cotenant.state_dir import default_database
 from cotenant.store.key_file import NAME
 from cotenant.store.store import Store
 from cotenant.store.writer import Writer

@@ -10,9 +10,9 @@ from cotenant.domain.errors import EngineMissing
 from cotenant.domain.units import format_bytes, format_count
 from cotenant.engines.llama_cpp.builds import discover
 from cotenant.hardware.gpus.card_health import CardHealth, read_health
-from cotenant.hardware.mps.control import find_program
 from cotenant.hardware.mps.directories import MpsDirectories
 from cotenant.hardware.mps.discovery import find_daemons, is_of_mps
+from cotenant.hardware.mps.program import find_program
 
 _LARGE_SHARE: Final = 0.1
 """The share of a card that others may use without a warning: a desktop needs some."""

@@ -25,10 +25,10 @@ from cotenant.domain.placements import Placement
 from cotenant.domain.units import format_count, format_duration
 from cotenant.domain.vendors import Vendor
 from cotenant.engines.process.process import ChildProcess, guarded
-from cotenant.hardware.mps.control import find_program, no_program
 from cotenant.hardware.mps.daemon import MpsDaemon
 from cotenant.hardware.mps.directories import PIPE_VARIABLE, MpsDirectories
 from cotenant.hardware.mps.discovery import FoundDaemon, find_daemons
+from cotenant.hardware.mps.program import find_program, no_program
 from cotenant.planning.compute_modes import (
     ANY_NUMBER,
     Admission,

@@ -1,6 +1,5 @@
 """Past runs, for commands that only read them: without SQLAlchemy, which would be most of their time."""
 
-import asyncio
 import sqlite3
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,6 +30,8 @@ def read_past_runs(database: Path | str, default_overhead_bytes: int) -> PastRun
         )
         if rows is not None:
             return past_runs(*rows, default_overhead_bytes)
+    import asyncio
+
     from cotenant.store.store import SqlJournal
     from cotenant.store.writer import Writer
 

@@ -16,7 +16,7 @@ from cotenant.domain.devices import Device, DeviceId, DeviceKind
 from cotenant.domain.errors import MpsFailed, MpsMissing
 from cotenant.domain.units import GIB, MIB
 from cotenant.engines.process.process import ChildProcess, guarded
-from cotenant.hardware.mps.control import VARIABLE, MpsControl, find_program, no_program
+from cotenant.hardware.mps.control import MpsControl
 from cotenant.hardware.mps.daemon import MpsDaemon, remove_orphans, start_manually, stop_manually
 from cotenant.hardware.mps.directories import (
     MEMORY_VARIABLE,
@@ -32,6 +32,7 @@ from cotenant.hardware.mps.discovery import (
     orphans_of,
     variables_of,
 )
+from cotenant.hardware.mps.program import VARIABLE, find_program, no_program
 from tests.support.gpus.fake_mps import client, left_in_pipes, mps_processes, real_program, stand_in
 from tests.support.waiting import wait_until
 

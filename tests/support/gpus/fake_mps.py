@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from cotenant.hardware.mps.control import PROGRAM
+from cotenant.hardware.mps.program import PROGRAM
 
 _SOURCE = Path(__file__).with_name("fake_mps_control.py")
 

@@ -48,7 +48,7 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the action requested. Raises BadSetting."""
-    from cotenant.daemon.core.settings import state_dir
+    from cotenant.state_dir import state_dir
 
     return int(args.action(args, KeyFile(state_dir() / NAME)))
 
@@ -83,7 +83,7 @@ def _list(args: argparse.Namespace, file: KeyFile) -> int:
 
 def _uses(database: str | None) -> Mapping[str, KeyUses]:
     """Return what keys have used, as daemons wrote it; nothing, with a warning, if it cannot be read."""
-    from cotenant.daemon.core.settings import default_database
+    from cotenant.state_dir import default_database
     from cotenant.store.key_use_reader import read_key_uses
 
     try:

@@ -41,9 +41,9 @@ def run(args: argparse.Namespace) -> int:
 def _examine(llama_server: Path | None) -> Mapping[str, Any]:
     """Check the machine as `cotenant doctor` does, but for what is the daemon's."""
     from cotenant.cli.doctor import as_json
-    from cotenant.daemon.core.settings import state_dir
     from cotenant.doctor.host_context import HostContext
     from cotenant.doctor.runner import MACHINE_CHECKS, run_checks
+    from cotenant.state_dir import state_dir
 
     host = HostContext(state_dir=state_dir(), llama_server=llama_server)
     return as_json(run_checks(host, MACHINE_CHECKS))

@@ -11,13 +11,8 @@ from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import BadSetting, InsecureBind
 from cotenant.domain.keys import ApiKey, check_keys, flat_key
 from cotenant.scheduling.model_spec import SchedulerSettings
-from cotenant.state_dir import state_dir as state_dir
+from cotenant.state_dir import state_dir
 from cotenant.store.key_file import KeyFile
-
-
-def default_database() -> str:
-    """Return the path of the database if none is configured."""
-    return str(state_dir() / "cotenant.db")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,17 +9,28 @@ from typing import TYPE_CHECKING, Final
 from cotenant.clock import Clock
 from cotenant.domain.devices import Inventory
 from cotenant.domain.vendors import Vendor
-from cotenant.hardware.gpus.amd import AmdProbe
-from cotenant.hardware.gpus.described import DescribedProbe
 from cotenant.hardware.gpus.host import HostProbe
-from cotenant.hardware.gpus.nvml import NvmlProbe
 
 if TYPE_CHECKING:
     from cotenant.interfaces import GpuProbe
 
+
+# What speaks to drivers is imported where one is asked: a short command reads descriptions instead.
+def _nvidia(clock: Clock) -> GpuProbe:
+    from cotenant.hardware.gpus.nvml import NvmlProbe
+
+    return NvmlProbe(clock)
+
+
+def _amd(clock: Clock) -> GpuProbe:
+    from cotenant.hardware.gpus.amd import AmdProbe
+
+    return AmdProbe(clock)
+
+
 PROBES: Final[Mapping[Vendor, Callable[[Clock], GpuProbe]]] = {
-    Vendor.NVIDIA: NvmlProbe,
-    Vendor.AMD: AmdProbe,
+    Vendor.NVIDIA: _nvidia,
+    Vendor.AMD: _amd,
 }
 """How each vendor's GPUs are found, in this order."""
 
@@ -81,5 +92,14 @@ def probe(spec: str | None, clock: Clock) -> GpuProbe:
 
     Raises BadDeviceSpec.
     """
-    gpus = MachineProbe(*(make(clock) for make in PROBES.values())) if spec is None else None
-    return WithHostMemory(gpus or DescribedProbe(clock, spec or ""), HostProbe(clock))
+    return WithHostMemory(_machine(clock) if spec is None else _described(clock, spec), HostProbe(clock))
+
+
+def _machine(clock: Clock) -> GpuProbe:
+    return MachineProbe(*(make(clock) for make in PROBES.values()))
+
+
+def _described(clock: Clock, spec: str) -> GpuProbe:
+    from cotenant.hardware.gpus.described import DescribedProbe
+
+    return DescribedProbe(clock, spec)

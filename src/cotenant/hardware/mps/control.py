@@ -1,34 +1,13 @@
-"""Finds the control program of MPS and sends commands through it (nvidia-cuda-mps-control(1))."""
+"""Sends commands through the control program of MPS (nvidia-cuda-mps-control(1))."""
 
 import os
-import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
-from cotenant.domain.errors import MpsFailed, MpsMissing
+from cotenant.domain.errors import MpsFailed
 from cotenant.hardware.mps.directories import MpsDirectories
+from cotenant.hardware.mps.program import no_program
 from cotenant.programs.run import run_program
-
-PROGRAM: Final = "nvidia-cuda-mps-control"
-VARIABLE: Final = "COTENANT_MPS_CONTROL"
-
-
-def find_program(environ: Mapping[str, str]) -> Path | None:
-    """Return the control program that COTENANT_MPS_CONTROL names, or the one on PATH; None without one."""
-    found = shutil.which(environ.get(VARIABLE) or PROGRAM, path=environ.get("PATH"))
-    return None if found is None else Path(found).absolute()
-
-
-def no_program(environ: Mapping[str, str]) -> MpsMissing:
-    """Return the error for a missing control program, with where it comes from."""
-    given = environ.get(VARIABLE)
-    return MpsMissing(
-        f"{VARIABLE} names {given}, which cannot be run" if given else f"{PROGRAM} is not on the PATH",
-        hint="It comes with NVIDIA's driver (in some distributions as nvidia-compute-utils); "
-        f"{VARIABLE} can name it.",
-    )
 
 
 @dataclass(frozen=True, slots=True)
