@@ -100,7 +100,7 @@ async def test_the_projector_beside_a_file_is_planned_with_it(tmp_path: Path):
     projector = build_tiny_projector(tmp_path / "mmproj-F16.gguf")
     anyone = planner(models_dir=tmp_path)
     found = await anyone.plan(PlanQuery(path=str(path)))
-    assert found.projector_path == projector
+    assert found.projector_path == str(projector)
     assert "--mmproj" in serve_command(found)
     without = planner(entry("m", path), models_dir=tmp_path)
     assert "--mmproj none" in serve_command(await without.plan(PlanQuery(model="m")))
