@@ -127,6 +127,7 @@ class Lease:
     """The right to send a request to an engine at `endpoint`: a slot, until freed by `_free(abandoned)`.
 
     The engine may be silent for `silence_s`, and its answer may take `answer_s` in whole, None for any time.
+    `missed` is set while its machine is silent.
     """
 
     endpoint: Endpoint
@@ -134,11 +135,11 @@ class Lease:
     _free: Callable[[bool], None] | None
     silence_s: float
     answer_s: float | None
-    _missed: asyncio.Event
+    missed: asyncio.Event
 
     async def death(self, within_s: float) -> EngineDied | ModelUnloaded | None:
         """Return why it died; None if that is not seen in `within_s` seconds, or its machine is missed."""
-        missed = asyncio.ensure_future(self._missed.wait())
+        missed = asyncio.ensure_future(self.missed.wait())
         news: set[asyncio.Future[Any]] = {self._end, missed}
         try:
             await asyncio.wait(news, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)

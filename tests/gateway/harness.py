@@ -26,6 +26,7 @@ class CountedLease:
         self.endpoint = router.endpoint
         self.silence_s = router.silence_s
         self.answer_s = router.answer_s
+        self.missed = router.missed
 
     async def death(self, within_s):
         with contextlib.suppress(TimeoutError):
@@ -52,6 +53,7 @@ class SlotRouter:
         self.death: EngineDied | None = None
         self.silence_s = 600.0
         self.answer_s: float | None = None
+        self.missed = asyncio.Event()
 
     async def seen_dead(self):
         """Return once the daemon has seen that the engine is dead, if it is."""

@@ -74,11 +74,13 @@ class Roads:
     def __init__(self, **agents: Agent) -> None:
         self.agents = dict(agents)
         self.problem: str | None = None
+        self.warnings: tuple[str, ...] = ()
         self.listeners: list[Callable[[], None]] = []
 
     @property
     def routes(self) -> tuple[Route, ...]:
-        return () if self.problem else tuple(Route(key, a.name, "10.0.0.2") for key, a in self.agents.items())
+        ways = ((key, agent.name, "10.0.0.2") for key, agent in self.agents.items())
+        return () if self.problem else tuple(Route(*way, warnings=self.warnings) for way in ways)
 
     def change(self) -> None:
         for listener in self.listeners:
@@ -160,6 +162,18 @@ async def test_a_machine_is_greeted_kept_and_heard() -> None:
         assert await made.call("b", "stop", {"epoch": 7}, 1.0) == {}
         await made.release()
         assert agent.calls[-1] == ("release", {"epoch": 7}) or ("release", {"epoch": 7}) in agent.calls
+
+
+async def test_what_is_wrong_with_a_way_is_known_also_if_that_is_found_while_its_agent_is_asked() -> None:
+    agent = Agent(fault=NodeUnreachable("its actor is being started"))
+    roads = Roads(r1=agent)
+    async with running(roads) as (made, _):
+        await until(lambda: made.problems)
+        roads.warnings = ("Ray was started without patience",)
+        roads.change()
+        agent.fault = None
+        await made.wait_for(["b"], 60.0)
+        assert made.nodes["b"].route.warnings == roads.warnings
 
 
 async def test_a_silent_machine_is_suspect_then_lost_and_greeted_when_it_is_back() -> None:

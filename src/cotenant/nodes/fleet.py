@@ -277,7 +277,8 @@ class NodeFleet:
                 f"it is the machine {node.name}, which Ray knows twice: a raylet was started again there",
             )
             return None
-        node.hello, node.route = hello, route
+        # What is wrong with a way may have become known while its agent was asked.
+        node.hello, node.route = hello, {each.id: each for each in self.launcher.routes}.get(route.id, route)
         node.last_event = hello.seq if node.last_event is None else node.last_event
         node.behind_s = self.unix_time() - hello.unix_time_s
         await self._renew(node, hello.stamp)

@@ -87,6 +87,21 @@ async def test_a_stale_connection_and_a_lost_engine_each_cost_one_more_try():
     assert len(engine.calls) == 4
 
 
+async def test_on_a_machine_that_is_silent_a_stale_connection_is_not_made_anew():
+    async def script(call):
+        if len(engine.calls) in (1, 3):
+            await stub.answer(call)
+        else:
+            router.missed.set()
+            call.writer.close()
+
+    async with StubEngine(script) as engine, serving(router := SlotRouter(engine.endpoint)) as port:
+        assert (await post(port, ASK)).status == 200
+        assert (await post(port, ASK)).status == 200
+    assert len(engine.calls) == 3
+    assert router.released == [False] * 3, "it was asked again under a lease of its own"
+
+
 async def test_a_connection_that_breaks_within_a_head_was_not_stale_but_its_engine_is_lost():
     async def script(call):
         if len(engine.calls) == 1:

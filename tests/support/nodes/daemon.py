@@ -1,17 +1,14 @@
-"""A daemon on one of the machines, what its clients ask, and what became of their requests."""
+"""A daemon on one of the machines, and what its clients ask."""
 
 import contextlib
 import http.client
-import itertools
 import json
 import re
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +59,14 @@ class Daemon:
         token = {} if self.token is None else {TOKEN_PATH: str(self.token)}
         return {**self.bed.environment(), **token}
 
+    def run(self, *command: str) -> str:
+        """Return what a command of `cotenant` prints that asks it."""
+        argv = [sys.executable, "-m", "cotenant.cli.main", *command, "--address", self.url]
+        done = subprocess.run(
+            self.machine.command(argv), capture_output=True, check=True, env=self._environment(), text=True
+        )
+        return done.stdout
+
     def kill(self) -> None:
         """Kill it, as the kernel might."""
         assert self.process is not None
@@ -78,6 +83,11 @@ class Daemon:
             return process.wait(60)
         finally:
             process.kill()
+
+    @property
+    def url(self) -> str:
+        """Where it serves."""
+        return f"http://{self.machine.address}:{_PORT}"
 
     @property
     def log(self) -> str:
@@ -177,49 +187,3 @@ def daemon_on(
             daemon.kill()
         for machine in bed.machines.values():
             machine.kill(rf"cotenant\.cli\.main agent --fleet {fleet} |ray::Shim|{ENGINE}")
-
-
-@dataclass(slots=True)
-class Traffic:
-    """Clients that ask one after another, and what became of each request: an answer, or why there was none.
-
-    So they ask no more than this machine can answer, however slow it is.
-    """
-
-    daemon: Daemon
-    model: str
-    clients: int = 8
-    ends: list[tuple[float, str]] = field(default_factory=list)
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _threads: list[threading.Thread] = field(default_factory=list)
-
-    def __enter__(self) -> "Traffic":
-        self._threads += [threading.Thread(target=self._ask, daemon=True) for _ in range(self.clients)]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(70)
-
-    @property
-    def failures(self) -> list[str]:
-        """Why requests failed."""
-        return [end for _, end in self.ends if end]
-
-    def longest_gap_s(self) -> float:
-        """Return the longest time in which nothing was answered."""
-        good = sorted(at for at, end in self.ends if not end)
-        return max((b - a for a, b in itertools.pairwise(good)), default=0.0)
-
-    def _ask(self) -> None:
-        while not self._stop.wait(0.1):
-            try:
-                self.daemon.chat(self.model)
-            except (OSError, ValueError, http.client.HTTPException) as error:
-                end = str(error) or type(error).__name__
-            else:
-                end = ""
-            self.ends.append((time.monotonic(), end))

@@ -125,8 +125,11 @@ class Machine:
 @contextlib.contextmanager
 def machines(folder: Path, names: Sequence[str] = ("a", "b", "c")) -> Iterator[dict[str, Machine]]:
     """Make machines, and end all that runs on them at the end."""
-    network, spaces = f"10.{77 + os.getpid() % 100}.{os.getpid() % 251}", namespaces_allowed()
-    bridge, made = f"{_PREFIX}{os.getpid()}", {}
+    # Two sets of machines at a time have names, and so networks, of their own.
+    own_number = ord(names[0]) - ord("a")
+    spaces, own = namespaces_allowed(), f"{_PREFIX}{os.getpid()}"
+    network = f"10.{77 + os.getpid() % 100}.{(os.getpid() + own_number) % 251}"
+    bridge, made = f"{own}{names[0]}", {}
     if spaces:
         _remove_abandoned()
         _ip("link", "add", bridge, "type", "bridge")
@@ -134,18 +137,18 @@ def machines(folder: Path, names: Sequence[str] = ("a", "b", "c")) -> Iterator[d
         _ip("link", "set", bridge, "up")
     try:
         for number, name in enumerate(names, start=1):
-            own = folder / name
-            own.mkdir()
-            namespace = f"{bridge}{name}" if spaces else None
-            address = f"{network}.{number}" if spaces else f"127.0.0.{number + 1}"
-            machine_id = f"{os.getpid():016x}{number:016x}"
+            home = folder / name
+            home.mkdir()
+            namespace = f"{own}{name}" if spaces else None
+            address = f"{network}.{number}" if spaces else f"127.0.{own_number}.{number + 1}"
+            machine_id = f"{os.getpid():016x}{own_number + number:016x}"
             environment = {
-                "COTENANT_STATE_DIR": str(own / "state"),
-                "COTENANT_TEST_MACHINE": str(own),
+                "COTENANT_STATE_DIR": str(home / "state"),
+                "COTENANT_TEST_MACHINE": str(home),
                 "COTENANT_MACHINE_ID": machine_id,
                 "COTENANT_NODE": name,
             }
-            made[name] = Machine(name, address, own, namespace, environment)
+            made[name] = Machine(name, address, home, namespace, environment)
             if namespace:
                 _join(namespace, bridge, address, machine_id)
         yield made
@@ -183,10 +186,10 @@ def _remove(namespace: str) -> None:
 def _remove_abandoned() -> None:
     """Remove the machines of tests that were killed, and what still runs there."""
     for path in Path("/run/netns").glob(f"{_PREFIX}*"):
-        found = re.fullmatch(rf"({_PREFIX}(\d+))[a-z]+", path.name)
-        if found and not alive(int(found[2])):
+        found = re.fullmatch(rf"{_PREFIX}(\d+)[a-z]+", path.name)
+        if found and not alive(int(found[1])):
             _remove(path.name)
-            _ip("link", "del", found[1], check=False)
+            _ip("link", "del", path.name, check=False)
 
 
 def _ip(*arguments: str, check: bool = True) -> bool:

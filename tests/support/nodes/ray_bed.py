@@ -1,10 +1,10 @@
-"""Three machines with a Ray each: `a` is the head."""
+"""Machines with a Ray each: the first is the head."""
 
 import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,9 +31,14 @@ class RayBed:
     rays: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
+    def head(self) -> str:
+        """The machine on which the head is."""
+        return next(iter(self.machines))
+
+    @property
     def address(self) -> str:
         """Where the head listens."""
-        return f"{self.machines['a'].address}:{HEAD_PORT}"
+        return f"{self.machines[self.head].address}:{HEAD_PORT}"
 
     def environment(self, *, head: bool = False) -> dict[str, str]:
         """Return what Ray, and who calls it, is started with: nothing of the test's own Cotenant."""
@@ -41,8 +46,8 @@ class RayBed:
         return {**keep, **to_start_with(head, self.folder / "token", self.folder / "gcs")}
 
     def start_ray(self, name: str, **instead: str) -> None:
-        """Start Ray on a machine, and return once its raylet runs; `instead` replaces variables."""
-        machine, head = self.machines[name], name == "a"
+        """Start Ray on a machine; `instead` replaces variables, empty ones are left out."""
+        machine, head = self.machines[name], name == self.head
         where = ("--head", "--port", str(HEAD_PORT), "--include-dashboard=false") if head else ()
         argv = [
             *(str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"),
@@ -56,7 +61,8 @@ class RayBed:
             # Ray takes nodes of other machines, which it sees in /proc here, for a head that runs.
             (machine.folder / "ray_current_cluster").unlink(missing_ok=True)
         env = {**self.environment(head=head), **instead, "COTENANT_GPUS": str(self.cards[name].path)}
-        self.rays[name] = machine.start(argv, env, machine.folder / "ray.log")
+        given = {key: value for key, value in env.items() if value or key not in instead}
+        self.rays[name] = machine.start(argv, given, machine.folder / "ray.log")
 
     def kill_ray(self, name: str) -> None:
         """Kill what `ray start` started on a machine, all at once, but not what agents did."""
@@ -65,6 +71,11 @@ class RayBed:
         self.rays.pop(name).wait()
         wait_until(lambda: not machine.pids(rf"{RAYLET}|{GCS}"))
 
+    def kill_all(self, name: str) -> None:
+        """Kill all that runs on a machine at once, as if its power failed; its network stays."""
+        self.machines[name].kill("")
+        self.rays.pop(name).wait()
+
     def close(self) -> None:
         """End Ray everywhere, nodes first."""
         for name in [*self.rays][::-1]:
@@ -72,17 +83,17 @@ class RayBed:
 
 
 @contextlib.contextmanager
-def ray_bed(folder: Path) -> Iterator[RayBed]:
-    """Start Ray on three machines; all that runs there ends with the block."""
+def ray_bed(folder: Path, names: Sequence[str] = ("a", "b", "c"), **instead: str) -> Iterator[RayBed]:
+    """Start Ray on machines as documented, but for `instead`; all that runs there ends with the block."""
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(os.urandom(32).hex())
-    with machines(folder) as made:
+    with machines(folder, names) as made:
         cards = {name: _card(machine) for name, machine in made.items()}
         bed = RayBed(folder, made, cards)
         try:
             for name in made:
-                bed.start_ray(name)
+                bed.start_ray(name, **instead)
             yield bed
         finally:
             bed.close()

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cotenant.asgi import JSON_TYPE, Header, Receive, Send, disconnected, encode_json, send_body
-from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import (
     CotenantError,
     EngineHung,
@@ -180,7 +179,7 @@ class Exchange:
             if self._listener is not None:
                 timer.start()
             try:
-                status = await self._ask(lease.endpoint, body, timer)
+                status = await self._ask(lease, body, timer)
                 if self._turn is not None:
                     suspects.end(self._turn)
                 if status >= 300 and self._target.passed_to is None:
@@ -270,9 +269,9 @@ class Exchange:
 
     # The response.
 
-    async def _ask(self, endpoint: Endpoint, body: bytes, timer: AnswerTimer) -> int:
+    async def _ask(self, lease: Lease, body: bytes, timer: AnswerTimer) -> int:
         """Send the request, again if a pooled connection was stale, and return the response's status."""
-        pool = self._proxy.pool
+        pool, endpoint = self._proxy.pool, lease.endpoint
         connection = pool.idle(endpoint) or await pool.connect(endpoint)
         pieces = None
         if self._upload is None:
@@ -295,7 +294,7 @@ class Exchange:
                 while connection.status is None:
                     await connection.more()
             except UpstreamFailed:
-                if connection.cut or not connection.stale:
+                if connection.cut or not connection.stale or lease.missed.is_set():
                     raise
             else:
                 return connection.status
