@@ -21,6 +21,7 @@ from cotenant.agent.lease import Epoch, Lease
 from cotenant.agent.logs import read_log
 from cotenant.agent.pulls import Puller
 from cotenant.agent.readings import Readings
+from cotenant.agent.warming import Warming
 from cotenant.clock import Clock
 from cotenant.concurrency.detached_thread import run_in_detached_thread
 from cotenant.domain.devices import ComputeMode, DeviceId, Inventory
@@ -98,6 +99,7 @@ class Agent:
         self._builds: asyncio.Task[tuple[EngineBuild, ...]] | None = None
         self._renewed = asyncio.Event()
         self._installer = Installer(options.name, self._events, self._forget_builds)
+        self._warming = Warming(clock, self._events, self._why_over, self._files_seen.changed)
         self._puller = Puller(options.name, self._events, self._files_seen.changed)
         handlers: tuple[tuple[Method[Any, Any], Callable[[Any], Awaitable[Any]]], ...] = (
             (protocol.HELLO, self._hello),
@@ -113,6 +115,10 @@ class Agent:
             (protocol.LOG, self._log),
             (protocol.FILES, self._files),
             (protocol.WATCH_FILES, self._watch_files),
+            (protocol.WARM_BUDGET, self._warm_budget),
+            (protocol.WARM, self._warm),
+            (protocol.STOP_WARMING, self._stop_warming),
+            (protocol.FORGET_FILES, self._forget_files),
             (protocol.PULL, self._pull),
             (protocol.BUILDS, self._list_builds),
             (protocol.INSTALL_ENGINE, self._install_engine),
@@ -289,6 +295,24 @@ class Agent:
     async def _watch_files(self, asked: file_messages.WatchFiles) -> Nothing:
         self._epoch.obey(asked.epoch)
         self._files_seen.watch(asked.paths)
+        return Nothing()
+
+    async def _warm_budget(self, asked: file_messages.AskWarmBudget) -> file_messages.WarmBudget:
+        return await self._warming.budget(asked.limit_bytes)
+
+    async def _warm(self, asked: file_messages.Warm) -> Nothing:
+        self._epoch.obey(asked.epoch)
+        await self._warming.begin(asked)
+        return Nothing()
+
+    async def _stop_warming(self, asked: file_messages.StopWarming) -> Nothing:
+        self._epoch.obey(asked.epoch)
+        await self._warming.stop(asked.why)
+        return Nothing()
+
+    async def _forget_files(self, asked: file_messages.ForgetFiles) -> Nothing:
+        self._epoch.obey(asked.epoch)
+        await self._warming.forget(asked.paths)
         return Nothing()
 
     async def _pull(self, asked: file_messages.Pull) -> Nothing:

@@ -35,7 +35,7 @@ from cotenant.daemon.monitors.defragmenter import Defragmenter
 from cotenant.daemon.monitors.load_progress import LoadWatcher
 from cotenant.daemon.monitors.recorder import Recorder
 from cotenant.daemon.monitors.slot_keeper import SlotKeeper, open_slot_store
-from cotenant.daemon.monitors.warm_keeper import WarmKeeper
+from cotenant.daemon.monitors.warm_keeper import OwnModelCache, WarmKeeper
 from cotenant.daemon.monitors.watchers import CardWatcher
 from cotenant.daemon.nodes.book import FleetBook
 from cotenant.daemon.nodes.cards import NodeCards
@@ -162,9 +162,9 @@ class Daemon:
         self._defragmenter = Defragmenter(loop, view, self._operator)
         loop.feed.listeners.append(self._defragmenter.decided)
         self._warm: WarmKeeper | None = None
-        if configuration.warm_ram_bytes != 0:
+        if configuration.warm_ram_bytes != 0 and self._nodes is None:
             tier = WarmTier(configuration.warm_ram_bytes, clock, HostProbe(clock).memory)
-            self._warm = WarmKeeper(tier, loop, view)
+            self._warm = WarmKeeper(OwnModelCache(tier), loop, view)
             loop.feed.listeners.append(self._warm.decided)
 
         self._cards: CardWatcher | NodeCards

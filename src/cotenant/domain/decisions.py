@@ -159,13 +159,33 @@ class LeaseStatus:
 class WarmStatus:
     """The model files that are kept in host RAM, in bytes: at most `budget_bytes`, `by_model` as last seen.
 
-    `paused` says why nothing is read into RAM now, if so.
+    `paused` says why nothing is read into RAM now, if so. Of several machines the bytes are sums, but of a
+    model those on the machine that keeps most of it.
     """
 
     budget_bytes: int = 0
     kept_bytes: int = 0
     by_model: Mapping[str, int] = field(default_factory=dict)
     paused: str | None = None
+
+    @classmethod
+    def of_all(cls, by_node: Mapping[str | None, "WarmStatus"]) -> "WarmStatus":
+        """Return the status of several machines, None being this one."""
+        by_model: dict[str, int] = {}
+        for status in by_node.values():
+            for name, count in status.by_model.items():
+                by_model[name] = max(count, by_model.get(name, 0))
+        paused = [
+            status.paused if node is None else f"{node}: {status.paused}"
+            for node, status in by_node.items()
+            if status.paused
+        ]
+        return cls(
+            sum(status.budget_bytes for status in by_node.values()),
+            sum(status.kept_bytes for status in by_node.values()),
+            by_model,
+            "; ".join(paused) or None,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Starts engines on another machine, as `interfaces.EngineHost`."""
 
 import asyncio
+import itertools
 import secrets
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,19 @@ from cotenant.domain.errors import CotenantError
 from cotenant.domain.nodes import FileFetch, NodeUnreachable
 from cotenant.interfaces import EngineOrder
 from cotenant.nodes.engine import NodeEngine
-from cotenant.nodes.file_messages import FileStatus, LogBytes, LogPart, Paths, Pull, WatchFiles
+from cotenant.nodes.file_messages import (
+    AskWarmBudget,
+    FileStatus,
+    ForgetFiles,
+    LogBytes,
+    LogPart,
+    Paths,
+    Pull,
+    StopWarming,
+    Warm,
+    WarmBudget,
+    WatchFiles,
+)
 from cotenant.nodes.messages import (
     AgentEvent,
     EngineBecameReady,
@@ -22,6 +35,7 @@ from cotenant.nodes.messages import (
     EngineLeft,
     EngineStatus,
     FileProgress,
+    FilesWarmed,
     GateAddress,
     InstallEngine,
     InstallProgress,
@@ -33,11 +47,15 @@ from cotenant.nodes.protocol import (
     BUILDS,
     DOCTOR,
     FILES,
+    FORGET_FILES,
     INSTALL_ENGINE,
     LOG,
     PULL,
     SHARE_CARDS,
     START,
+    STOP_WARMING,
+    WARM,
+    WARM_BUDGET,
     WATCH_FILES,
     Method,
     error_from,
@@ -81,6 +99,8 @@ class NodeEngineHost:
         self._engines: dict[str, NodeEngine] = {}
         self.fetches: dict[Path, FileFetch] = {}
         self._pulls: dict[Path, asyncio.Future[None]] = {}
+        self._warming: dict[int, asyncio.Future[FilesWarmed]] = {}
+        self._numbers = itertools.count(1)
         self._installs: set[asyncio.Queue[InstallProgress | NodeUnreachable]] = set()
         self._tasks = BackgroundTasks()
 
@@ -129,6 +149,8 @@ class NodeEngineHost:
         """Take an event of the machine; readings are ignored."""
         if isinstance(event, FileProgress):
             self._take_progress(event)
+        if isinstance(event, FilesWarmed) and event.number in self._warming:
+            self._warming.pop(event.number).set_result(event)
         if isinstance(event, InstallProgress):
             for progress in self._installs:
                 progress.put_nowait(event)
@@ -141,7 +163,7 @@ class NodeEngineHost:
     def reconcile(self, statuses: Iterable[EngineStatus]) -> Sequence[EngineStatus]:
         """Compare our engines with those of a hello; return those that are not ours, to adopt or discard."""
         # What became of a pull may have been said to nobody; a second one goes on where the first one is.
-        self._give_up_pulls(f"{self.node} was not heard while it fetched a file")
+        self._give_up_files(f"{self.node} was not heard while it read or fetched a file")
         self._give_up_installs()
         by_id = {status.id: status for status in statuses}
         for id_, engine in [*self._engines.items()]:
@@ -159,7 +181,7 @@ class NodeEngineHost:
         for engine in self._engines.values():
             engine.lose(why)
         self._engines.clear()
-        self._give_up_pulls(why)
+        self._give_up_files(why)
         self._give_up_installs()
 
     def by_id(self, id_: str) -> NodeEngine | None:
@@ -190,6 +212,32 @@ class NodeEngineHost:
             self.fetches[path] = FileFetch(self.node, path.name, 0, size_bytes)
         await self._call(PULL, Pull(self._epoch, path, url, sha256, size_bytes, headers))
         await asyncio.shield(done)
+
+    async def warm_budget(self, limit_bytes: int | None) -> WarmBudget:
+        """Return how much of the machine's RAM files may take."""
+        return await self._call(WARM_BUDGET, AskWarmBudget(limit_bytes))
+
+    async def warm(
+        self, paths: Sequence[Path], reason: str, limit_bytes: int | None, *, at_idle: bool
+    ) -> FilesWarmed:
+        """Have the machine read files into RAM, and return what it did. Raises NodeUnreachable."""
+        number = next(self._numbers)
+        done: asyncio.Future[FilesWarmed] = asyncio.get_running_loop().create_future()
+        self._warming[number] = done
+        try:
+            asked = Warm(self._epoch, number, tuple(paths), reason, limit_bytes, at_idle)
+            await self._call(WARM, asked)
+            return await done
+        finally:
+            self._warming.pop(number, None)
+
+    async def stop_warming(self, why: str) -> None:
+        """End what `warm` began."""
+        await self._call(STOP_WARMING, StopWarming(self._epoch, why))
+
+    async def forget_files(self, paths: Sequence[Path]) -> None:
+        """Have the machine give the RAM of files back."""
+        await self._call(FORGET_FILES, ForgetFiles(self._epoch, tuple(paths)))
 
     async def log(self, name: str, offset: int | None = None, limit_bytes: int = 65_536) -> LogBytes:
         """Return a part of the log of a model's last engine there: the end without an offset."""
@@ -235,10 +283,13 @@ class NodeEngineHost:
         """Return when what was abandoned is gone, or its machine counts as lost."""
         await self._tasks.finished()
 
-    def _give_up_pulls(self, why: str) -> None:
+    def _give_up_files(self, why: str) -> None:
         for pull in self._pulls.values():
             _fail(pull, NodeUnreachable(why))
+        for warming in self._warming.values():
+            _fail(warming, NodeUnreachable(why))
         self._pulls.clear()
+        self._warming.clear()
         self.fetches.clear()
 
     def _give_up_installs(self) -> None:
@@ -288,7 +339,7 @@ class NodeEngineHost:
         )
 
 
-def _fail(pull: "asyncio.Future[None]", error: CotenantError) -> None:
+def _fail(pull: "asyncio.Future[Any]", error: CotenantError) -> None:
     pull.set_exception(error)
     # Whoever waited for it may be gone.
     pull.exception()

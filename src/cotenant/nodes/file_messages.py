@@ -65,6 +65,52 @@ class WatchFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class AskWarmBudget:
+    """Asks how much of the machine's RAM files may take: at most `limit_bytes`, None for half of it."""
+
+    limit_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WarmBudget:
+    """How many bytes of files may be in RAM now, and why none may be read now, if so."""
+
+    budget_bytes: int
+    paused: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """Reads the first `limit_bytes` of files into RAM, in place of what is read now: FilesWarmed follows.
+
+    `at_idle` reads while nothing else uses the disk. `reason` is logged.
+    """
+
+    epoch: int
+    number: int
+    paths: tuple[Path, ...]
+    reason: str
+    limit_bytes: int | None = None
+    at_idle: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StopWarming:
+    """Ends what Warm began."""
+
+    epoch: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetFiles:
+    """Gives the RAM of files back, except of those that a process has mapped."""
+
+    epoch: int
+    paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Pull:
     """Fetches a file from `url` to `path`, unless it is there; FileProgress events follow.
 

@@ -342,8 +342,32 @@ class FilesSeen:
     type: Literal["files"] = "files"
 
 
+@dataclass(frozen=True, slots=True)
+class FilesWarmed:
+    """What Warm of this `number` did: `covered_bytes` of `total_bytes` are in RAM, `read_bytes` were read.
+
+    `stopped` says why it ended early, if so.
+    """
+
+    number: int
+    total_bytes: int = 0
+    covered_bytes: int = 0
+    read_bytes: int = 0
+    seconds: float = 0.0
+    stopped: str | None = None
+    seq: int = 0
+    type: Literal["files_warmed"] = "files_warmed"
+
+
 AgentEvent = Annotated[
-    ReadingTaken | EngineBecameReady | EngineLeft | EngineGone | FileProgress | InstallProgress | FilesSeen,
+    ReadingTaken
+    | EngineBecameReady
+    | EngineLeft
+    | EngineGone
+    | FileProgress
+    | FilesSeen
+    | FilesWarmed
+    | InstallProgress,
     Field(discriminator="type"),
 ]
 

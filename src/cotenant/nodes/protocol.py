@@ -14,7 +14,19 @@ from pydantic import TypeAdapter, ValidationError
 from cotenant.domain.engines import FoundBuilds
 from cotenant.domain.errors import CotenantError, EngineError
 from cotenant.domain.nodes import BadNodeMessage
-from cotenant.nodes.file_messages import Files, LogBytes, LogPart, Paths, Pull, WatchFiles
+from cotenant.nodes.file_messages import (
+    AskWarmBudget,
+    Files,
+    ForgetFiles,
+    LogBytes,
+    LogPart,
+    Paths,
+    Pull,
+    StopWarming,
+    Warm,
+    WarmBudget,
+    WatchFiles,
+)
 from cotenant.nodes.messages import (
     AwaitReady,
     BusySlots,
@@ -71,6 +83,10 @@ LOG: Final = Method("log", LogPart, LogBytes)
 POLL: Final = Method("poll", Poll, Events)
 FILES: Final = Method("files", Paths, Files)
 WATCH_FILES: Final = Method("watch_files", WatchFiles, Nothing)
+WARM_BUDGET: Final = Method("warm_budget", AskWarmBudget, WarmBudget)
+WARM: Final = Method("warm", Warm, Nothing)
+STOP_WARMING: Final = Method("stop_warming", StopWarming, Nothing)
+FORGET_FILES: Final = Method("forget_files", ForgetFiles, Nothing)
 PULL: Final = Method("pull", Pull, Nothing)
 DOCTOR: Final = Method("doctor", Nothing, DoctorReport)
 BUILDS: Final = Method("builds", Nothing, FoundBuilds)
@@ -90,6 +106,10 @@ METHODS: Final = (
     POLL,
     FILES,
     WATCH_FILES,
+    WARM_BUDGET,
+    WARM,
+    STOP_WARMING,
+    FORGET_FILES,
     PULL,
     DOCTOR,
     BUILDS,

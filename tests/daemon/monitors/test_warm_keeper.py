@@ -9,7 +9,7 @@ from pathlib import Path
 from cotenant.clock import SystemClock
 from cotenant.config.model_file_cache import signature
 from cotenant.daemon.core.fleet import spec_of
-from cotenant.daemon.monitors.warm_keeper import WarmKeeper
+from cotenant.daemon.monitors.warm_keeper import OwnModelCache, WarmKeeper
 from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.units import GIB, MIB
 from cotenant.hardware.gpus.host import HostMemory
@@ -47,7 +47,7 @@ async def kept(
     daemon.loop.serve(entries, ModelsChanged(0.0, tuple(spec_of(entry, RULES, 10.0) for entry in entries)))
     memory = Memory(folder)
     tier = WarmTier(limit, SystemClock(), memory, floor_bytes=GIB, pressure=memory.pressure)
-    keeper = WarmKeeper(tier, daemon.loop, daemon.view, every_s=every_s)
+    keeper = WarmKeeper(OwnModelCache(tier), daemon.loop, daemon.view, every_s=every_s)
     daemon.loop.feed.listeners.append(keeper.decided)
     running = asyncio.create_task(keeper.run())
     try:

@@ -16,6 +16,7 @@ from cotenant.config.values.nodes import NodePull
 from cotenant.config.yaml_document import Document
 from cotenant.daemon.core.effects import Effects
 from cotenant.daemon.core.fleet import spec_of
+from cotenant.daemon.core.fleet_view import FleetView
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.cpu_fallback import place_on_this_machine
 from cotenant.daemon.nodes.card_sharing import NodeSharing
@@ -24,6 +25,7 @@ from cotenant.daemon.nodes.files import NodeFiles
 from cotenant.daemon.nodes.hosts import NodeHosts
 from cotenant.daemon.nodes.load_costs import NodeLoadCosts
 from cotenant.daemon.nodes.machines import Machines
+from cotenant.daemon.nodes.warm_keepers import NodeWarmKeepers
 from cotenant.domain.models import Recipe
 from cotenant.domain.nodes import NodeUnreachable
 from cotenant.interfaces import Engine, EngineOrder
@@ -107,6 +109,8 @@ async def daemon(
     *,
     stop: bool = True,
     pull: NodePull = NodePull.NEVER,
+    warm_every_s: float | None = None,
+    warm_bytes: int | None = None,
     **recipe: Any,
 ) -> AsyncIterator[Running]:
     """What the daemon has of one machine `b`, or of several; without `stop` it ends as if it were killed."""
@@ -132,7 +136,11 @@ async def daemon(
     own_clock = Ahead()
     load_costs = NodeLoadCosts(loop, hosts, active, files)
     loop.feed.listeners.append(load_costs.decided)
-    machines = Machines(loop, hosts, cards, NodeSharing(hosts, cards, active), load_costs, lambda: None)
+    warm = None
+    if warm_every_s is not None:
+        warm = NodeWarmKeepers(loop, FleetView(loop), warm_bytes, every_s=warm_every_s)
+        loop.feed.listeners.append(warm.decided)
+    machines = Machines(loop, hosts, cards, NodeSharing(hosts, cards, active), load_costs, warm, lambda: None)
     timing = LivenessRules(suspect_after_s=30.0, lost_after_s=60.0, lease_s=600.0)
     fleet = NodeFleet(road, FleetSettings(FLEET, epoch, timing), own_clock, lambda: 0.0, machines)
     loop.serve((entry,), ModelsChanged(clock.now(), (spec_of(entry, _RULES, 1.0),)))
@@ -145,6 +153,8 @@ async def daemon(
             await fleet.release()
     finally:
         files.close()
+        if warm is not None:
+            await warm.close()
         following.cancel()
         await asyncio.wait({following})
         await road.close()

@@ -5,7 +5,8 @@ from collections.abc import Collection, Mapping, Sequence
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.effects import Running
 from cotenant.daemon.core.loop import Loop
-from cotenant.domain.devices import HOST_ID, Device, DeviceId, DeviceKind
+from cotenant.domain.devices import HOST_ID, Device, DeviceId, DeviceKind, host_id
+from cotenant.domain.nodes import FileState
 from cotenant.domain.residencies import ResidencyId, ResidencyState, model_of
 from cotenant.scheduling.queries.warm_ranking import rank, warm_candidates
 from cotenant.scheduling.residency import Residency
@@ -29,9 +30,10 @@ class FleetView:
             (residencies[r], engine) for r, engine in self._loop.effects.running.items() if r in residencies
         ]
 
-    def models_awaiting_room(self) -> Sequence[str]:
-        """Name the models that others are being evicted for."""
-        return tuple(map(model_of, self._state.reservations))
+    def models_awaiting_room(self, node: str | None = None) -> Sequence[str]:
+        """Name the models that others are being evicted for on a machine."""
+        waiting = self._state.reservations.items()
+        return tuple(model_of(name) for name, reserved in waiting if reserved.placement.node == node)
 
     def models_without_room(self) -> Sequence[str]:
         """Name the models that are requested while nothing is done about it: no load, no eviction."""
@@ -46,21 +48,34 @@ class FleetView:
             and not model.is_extra
         ]
 
-    def loading_models(self) -> Collection[str]:
-        """Name the models that are being loaded."""
-        return {model_of(residency.model) for residency in self._state.in_state(ResidencyState.LOADING)}
+    def loading_models(self, node: str | None = None) -> Collection[str]:
+        """Name the models that are being loaded on a machine."""
+        loading = self._state.in_state(ResidencyState.LOADING)
+        return {model_of(residency.model) for residency in loading if residency.node == node}
 
-    def warm_ranking(self, budget_bytes: int, kept: Mapping[str, int]) -> Mapping[str, int]:
-        """Return how many bytes to keep of which models' files, the most worthwhile first (`rank`).
+    def warm_ranking(
+        self, budget_bytes: int, kept: Mapping[str, int], node: str | None = None
+    ) -> Mapping[str, int]:
+        """Return how many bytes to keep of which models' files on a machine, the best first (`rank`).
 
-        They leave host RAM that models claim alone.
+        They leave host RAM that models claim alone. Of another machine only files count that it has.
         """
-        host = self._state.ledger.readings.get(HOST_ID) or self._state.ledger.hosts.get(HOST_ID)
+        id_ = host_id(node)
+        host = self._state.ledger.readings.get(id_) or self._state.ledger.hosts.get(id_)
         if host is not None and host.free_bytes is not None:
             budget_bytes = min(budget_bytes, self._state.ledger.available_bytes(host.device.id))
         entries = self._loop.fleet.entries
-        sizes = {name: sum(file.size for file in entry.signature) for name, entry in entries.items()}
+        sizes = {
+            name: sum(file.size for file in entry.signature)
+            for name, entry in entries.items()
+            if node is None or self._has_files(name, node)
+        }
         return rank(warm_candidates(self._state, sizes, self._loop.clock.now()), budget_bytes, kept)
+
+    def _has_files(self, name: str, node: str) -> bool:
+        model = self._state.models.get(name)
+        cost = None if model is None else model.load_costs.get(node)
+        return cost is not None and cost.state is not FileState.ABSENT
 
     def host_room(self) -> int | None:
         """Return what of host RAM is not claimed, in bytes, negative if too much is; None if unknown."""

@@ -66,9 +66,8 @@ class Loop:
     """Passes events to the scheduler and executes its commands, all in the event loop's thread.
 
     An event is handled and its commands are issued without a task switch, so effects happen in the order of
-    events. `readings` are the last Reading of each device, `warm` the model files that are kept in host RAM,
-    None if none are to be, `guests` the leases of memory, by name. `decision_times` are the seconds that each
-    event and its commands took, by type:
+    events. `readings` are the last Reading of each device, `guests` the leases of memory, by name.
+    `decision_times` are the seconds that each event and its commands took, by type:
     nothing else runs meanwhile, no stream either. Others read the public attributes; only this class
     changes them. `on_violation` is called if the scheduler's state breaks an invariant.
     """
@@ -91,7 +90,7 @@ class Loop:
         self.served_since: Mapping[str, int] = {}
         self.readings: dict[DeviceId, Reading] = {}
         self._read_of: dict[str | None, tuple[DeviceId, ...]] = {}
-        self.warm: WarmStatus | None = None
+        self._warm: dict[str | None, WarmStatus] = {}
         self.saved_slots: SlotStatus | None = None
         self.decision_times: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(_BOUNDS_S))
         self._on_violation = on_violation
@@ -143,9 +142,16 @@ class Loop:
         self._read_of[node] = tuple(readings)
         self.readings.update(readings)
 
-    def record_warm(self, status: WarmStatus) -> None:
-        """Keep what is warm for the status pages."""
-        self.warm = status
+    @property
+    def warm(self) -> WarmStatus | None:
+        """What is warm, on all machines."""
+        return WarmStatus.of_all(self._warm) if self._warm else None
+
+    def record_warm(self, status: WarmStatus | None, node: str | None = None) -> None:
+        """Keep what is warm on a machine for the status pages, nothing if it is None."""
+        self._warm.pop(node, None)
+        if status is not None:
+            self._warm[node] = status
 
     def _execute(self, commands: Sequence[Command]) -> None:
         for command in commands:

@@ -40,7 +40,7 @@ class FleetOperator:
 
     def statuses(self) -> Sequence[ModelStatus]:
         """Return the status of every model."""
-        now, effects = self._loop.clock.now(), self._loop.effects
+        now, effects, warm = self._loop.clock.now(), self._loop.effects, self._loop.warm
         return [
             model_status(
                 self._state,
@@ -48,7 +48,7 @@ class FleetOperator:
                 model,
                 now,
                 running,
-                None if self._loop.warm is None else self._loop.warm.by_model.get(name, 0),
+                None if warm is None else warm.by_model.get(name, 0),
                 None if running is None else effects.fetching(name, running.placement.node),
             )
             for name, entry in self._loop.fleet.entries.items()

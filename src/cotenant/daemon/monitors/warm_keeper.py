@@ -2,16 +2,16 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from cotenant.daemon.core.fleet_view import FleetView
 from cotenant.daemon.core.loop import Loop
 from cotenant.domain.decisions import Decision, DecisionKind, WarmStatus
 from cotenant.domain.units import format_bytes, format_duration
-from cotenant.hardware.model_cache.warm import WarmTier, forget, presence
+from cotenant.hardware.model_cache.warm import Warmed, WarmTier, forget, presence
 from cotenant.scheduling.events import WarmChanged
 
 EVERY_S: Final = 30.0
@@ -28,16 +28,85 @@ class _Kept:
     seen_bytes: int = 0
 
 
+class ModelCache(Protocol):
+    """The page cache of a machine, as the keeper uses it."""
+
+    async def budget(self) -> tuple[int, str | None]:
+        """As `WarmTier.budget`."""
+
+    async def warm(
+        self,
+        paths: Sequence[Path],
+        reason: str,
+        *,
+        limit_bytes: int | None = None,
+        yields_to: Callable[[], str | None] = lambda: None,
+        at_idle: bool = False,
+    ) -> Warmed:
+        """As `WarmTier.warm`."""
+
+    async def forget(self, paths: Sequence[Path]) -> None:
+        """Give the RAM of files back."""
+
+    async def is_unknown(self, paths: Sequence[Path]) -> bool:
+        """Whether the kernel does not say how much of files is in RAM."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnModelCache:
+    """The page cache of this machine."""
+
+    tier: WarmTier
+
+    async def budget(self) -> tuple[int, str | None]:
+        """Return what `WarmTier.budget` does."""
+        return await asyncio.to_thread(self.tier.budget)
+
+    async def warm(
+        self,
+        paths: Sequence[Path],
+        reason: str,
+        *,
+        limit_bytes: int | None = None,
+        yields_to: Callable[[], str | None] = lambda: None,
+        at_idle: bool = False,
+    ) -> Warmed:
+        """Do what `WarmTier.warm` does."""
+        return await self.tier.warm(
+            paths, reason, limit_bytes=limit_bytes, yields_to=yields_to, at_idle=at_idle
+        )
+
+    async def forget(self, paths: Sequence[Path]) -> None:
+        """Give the RAM of files back."""
+        await asyncio.to_thread(forget, paths)
+
+    async def is_unknown(self, paths: Sequence[Path]) -> bool:
+        """Whether the kernel does not say how much of files is in RAM."""
+        return await asyncio.to_thread(_is_unknown, paths)
+
+
 class WarmKeeper:
     """Ranks the models after each decision, reads files that should be in RAM, and gives up others.
 
+    It does so for one machine, this one if `node` is None, and at most once in `pause_s`.
     The kernel may take pages at any time, and demand changes without a decision: what is kept is seen to
     every `every_s`. Files of a model that others are evicted for are read first. While an engine loads,
     nothing else is read.
     """
 
-    def __init__(self, tier: WarmTier, loop: Loop, view: FleetView, *, every_s: float = EVERY_S) -> None:
-        self._tier = tier
+    def __init__(
+        self,
+        cache: ModelCache,
+        loop: Loop,
+        view: FleetView,
+        *,
+        node: str | None = None,
+        every_s: float = EVERY_S,
+        pause_s: float = 0.0,
+    ) -> None:
+        self._cache = cache
+        self._node = node
+        self._pause_s = pause_s
         self._loop = loop
         self._view = view
         self._every_s = every_s
@@ -48,7 +117,7 @@ class WarmKeeper:
         self._checked_at = 0.0
         self._changed = asyncio.Event()
         self._changed.set()
-        loop.record_warm(WarmStatus())
+        loop.record_warm(WarmStatus(), node)
 
     def decided(self, decision: Decision) -> None:
         """Look again soon, and end a pass that has to make way."""
@@ -64,7 +133,7 @@ class WarmKeeper:
                     await self._changed.wait()
             self._changed.clear()
             self._see_fleet()
-            budget_bytes, paused = await asyncio.to_thread(self._tier.budget)
+            budget_bytes, paused = await self._cache.budget()
             for name in [name for name in self._awaiting if name not in self._read_ahead]:
                 await self._read_for_waiting(name)
             if self._loading:
@@ -77,12 +146,14 @@ class WarmKeeper:
                     if due or kept.seen_bytes < kept.wanted_bytes:
                         await self._complete(name, kept)
             by_model = {name: kept.seen_bytes for name, kept in self._kept.items()}
-            self._loop.record_warm(WarmStatus(budget_bytes, sum(by_model.values()), by_model, paused))
+            status = WarmStatus(budget_bytes, sum(by_model.values()), by_model, paused)
+            self._loop.record_warm(status, self._node)
+            await asyncio.sleep(self._pause_s)
 
     def _see_fleet(self) -> None:
         # Kept in attributes, since the threads of a pass read them.
-        self._loading = frozenset(self._view.loading_models())
-        self._awaiting = tuple(self._view.models_awaiting_room())
+        self._loading = frozenset(self._view.loading_models(self._node))
+        self._awaiting = tuple(self._view.models_awaiting_room(self._node))
         self._read_ahead &= {*self._awaiting}
 
     def _yields_to(self, name: str) -> str | None:
@@ -97,7 +168,7 @@ class WarmKeeper:
         entry = self._view.entry(name)
         self._read_ahead.add(name)
         if entry is not None and entry.parts:
-            await self._tier.warm(
+            await self._cache.warm(
                 entry.parts, f"{name} waits for room", yields_to=lambda: self._yields_to(name)
             )
 
@@ -109,7 +180,7 @@ class WarmKeeper:
             budget_bytes = min(budget_bytes, total // 2)
         elif budget_bytes < total <= budget_bytes * _FLUTTER:
             budget_bytes = total
-        chosen = self._view.warm_ranking(budget_bytes, sizes)
+        chosen = self._view.warm_ranking(budget_bytes, sizes, self._node)
         before, self._kept = self._kept, {}
         for name, wanted_bytes in chosen.items():
             entry, kept = self._view.entry(name), before.get(name)
@@ -118,17 +189,18 @@ class WarmKeeper:
                 self._kept[name] = _Kept(entry.parts, wanted_bytes, min(seen_bytes, wanted_bytes))
         shared = {file for kept in self._kept.values() for file in kept.files}
         for name in before.keys() - self._kept.keys():
-            await asyncio.to_thread(forget, [file for file in before[name].files if file not in shared])
+            await self._cache.forget([file for file in before[name].files if file not in shared])
             room = format_bytes(budget_bytes)
-            self._publish(name, 0, f"its files are no longer kept in host RAM: {room} may be used for others")
+            text = f"its files are no longer kept in {self._ram}: {room} may be used for others"
+            self._publish(name, 0, text)
 
     async def _complete(self, name: str, kept: _Kept) -> None:
         """Read what is missing of a model's files."""
         was_complete = kept.seen_bytes == kept.wanted_bytes
-        if was_complete and await asyncio.to_thread(_is_unknown, kept.files):
+        if was_complete and await self._cache.is_unknown(kept.files):
             # All of them would be read again at every look.
             return
-        done = await self._tier.warm(
+        done = await self._cache.warm(
             kept.files,
             "it is likely wanted next",
             limit_bytes=kept.wanted_bytes,
@@ -139,8 +211,12 @@ class WarmKeeper:
         if kept.seen_bytes == kept.wanted_bytes and not was_complete:
             number = [*self._kept].index(name) + 1
             took = f", read in {format_duration(done.seconds)}" if done.read_bytes else ""
-            text = f"{format_bytes(kept.seen_bytes)} of its files are kept in host RAM{took}"
+            text = f"{format_bytes(kept.seen_bytes)} of its files are kept in {self._ram}{took}"
             self._publish(name, kept.seen_bytes, f"{text}: number {number} by demand and load time")
+
+    @property
+    def _ram(self) -> str:
+        return "host RAM" if self._node is None else f"the RAM of {self._node}"
 
     def _publish(self, name: str, kept_bytes: int, why: str) -> None:
         self._loop.post(WarmChanged(self._loop.clock.now(), name, kept_bytes, why))

@@ -8,6 +8,7 @@ from cotenant.daemon.nodes.card_sharing import NodeSharing
 from cotenant.daemon.nodes.cards import NodeCards
 from cotenant.daemon.nodes.hosts import NodeHosts
 from cotenant.daemon.nodes.load_costs import NodeLoadCosts
+from cotenant.daemon.nodes.warm_keepers import NodeWarmKeepers
 from cotenant.domain.nodes import StaleEpoch
 from cotenant.nodes.fleet import Node
 from cotenant.nodes.liveness import Liveness
@@ -20,6 +21,8 @@ _LOG = logging.getLogger(__name__)
 class Machines:
     """Takes the reports of a NodeFleet. `stop` is called if another daemon commands the machines.
 
+    `warm` is None if no files are to be kept in RAM.
+
     `listeners` are called when a machine has appeared, become silent or come back.
     """
 
@@ -30,8 +33,10 @@ class Machines:
         cards: NodeCards,
         sharing: NodeSharing,
         load_costs: NodeLoadCosts,
+        warm: NodeWarmKeepers | None,
         stop: Callable[[], None],
     ) -> None:
+        self._warm = warm
         self._sharing = sharing
         self._load_costs = load_costs
         self._loop = loop
@@ -50,6 +55,8 @@ class Machines:
         self._cards.take(node.name, node.hello.reading)
         self._sharing.tell(node.name)
         self._load_costs.greeted(node.name)
+        if self._warm is not None:
+            self._warm.greeted(host)
         for status in found:
             if status.state is not EngineState.ENDED:
                 self._offer(node, status)
@@ -79,6 +86,8 @@ class Machines:
             self._hosts.of(node.name).lose_all(why)
             self._cards.lost(node.name)
             self._load_costs.lost(node.name)
+            if self._warm is not None:
+                self._warm.lost(node.name)
         self._changed()
 
     def agent_ended(self, node: Node, why: str) -> None:

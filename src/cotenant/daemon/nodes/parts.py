@@ -12,6 +12,7 @@ from cotenant.clock import Clock
 from cotenant.concurrency.background_tasks import BackgroundTasks
 from cotenant.config.values.nodes import NodesSettings
 from cotenant.daemon.core.active_configuration import ActiveConfiguration
+from cotenant.daemon.core.fleet_view import FleetView
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.settings import DaemonOptions
 from cotenant.daemon.nodes.card_sharing import NodeSharing
@@ -20,6 +21,7 @@ from cotenant.daemon.nodes.files import NodeFiles
 from cotenant.daemon.nodes.hosts import NodeHosts
 from cotenant.daemon.nodes.load_costs import NodeLoadCosts
 from cotenant.daemon.nodes.machines import Machines
+from cotenant.daemon.nodes.warm_keepers import NodeWarmKeepers
 from cotenant.domain.errors import BadSetting, StoreError
 from cotenant.gateway.http.limits import Timing
 from cotenant.interfaces import EngineHost
@@ -68,6 +70,7 @@ class NodeParts:
         self._tasks = BackgroundTasks()
         self._superseded = False
         self._epoch = 0
+        self._warm: NodeWarmKeepers | None = None
         self._fleet: NodeFleet | None = None
         self.files = NodeFiles(settings.pull)
         self.hosts = NodeHosts(local, self._make_host, self.files.ensure)
@@ -98,7 +101,12 @@ class NodeParts:
         loop.effects.fetching = self.files.fetching
         active.listeners.append(costs.configured)
         loop.feed.listeners.append(costs.decided)
-        self.machines = Machines(loop, self.hosts, self.cards, sharing, costs, superseded)
+        limit_bytes = active.configuration.warm_ram_bytes
+        if limit_bytes != 0:
+            self._warm = NodeWarmKeepers(loop, FleetView(loop), limit_bytes)
+            loop.feed.listeners.append(self._warm.decided)
+        parts = loop, self.hosts, self.cards, sharing, costs, self._warm
+        self.machines = Machines(*parts, superseded)
         return self.cards
 
     async def begin(self) -> None:
@@ -165,6 +173,8 @@ class NodeParts:
     async def release(self) -> None:
         """Have what is left on the machines end, unless another daemon commands them."""
         self.files.close()
+        if self._warm is not None:
+            await self._warm.close()
         if not self._superseded:
             await self.fleet.release()
 
