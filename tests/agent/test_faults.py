@@ -227,12 +227,11 @@ async def test_an_engine_that_died_while_no_daemon_listened_is_in_the_answer_to_
     try:
         await second.hello()
         async with asyncio.timeout(60):
-            # The end of one that was stopped is no news.
-            while [(each.id, each.state) for each in second.answer.engines if each.id in ours] != [
-                (died.id, EngineState.ENDED)
-            ]:
+            while second.answer.engines or not second.answer.ended:
                 await second.renew((await second.hello()).stamp)
-        (told,) = [each for each in second.answer.engines if each.id == died.id]
+        (told,) = [each for each in second.answer.ended if each.id in ours]
+        # The end of one that was stopped is no news.
+        assert (told.id, told.state) == (died.id, EngineState.ENDED)
         assert told.error is not None
         assert "crashed" in told.error.message
     finally:

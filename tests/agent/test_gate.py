@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -209,3 +210,43 @@ async def test_it_opens_anew_at_its_port_with_other_settings_and_connections_sta
         async with asyncio.timeout(60):
             assert await reader.readexactly(len(ANSWER)) == ANSWER
         writer.close()
+
+
+async def test_one_that_cannot_open_as_asked_stays_as_it_was(tmp_path: Path) -> None:
+    async with engine(answers) as there, gate() as made:
+        host, port, _ = behind(made, "")
+        for settings in (
+            GateSettings(host, there.port),
+            GateSettings(host, port, tmp_path / "none.pem", tmp_path / "none.key"),
+            # One that has to close its port first, for an address that is none of this machine.
+            GateSettings("10.255.255.254", port),
+        ):
+            with pytest.raises((PortTaken, BadSetting)):
+                await made.open(settings)
+            assert made.address is not None
+            assert (made.address.port, made.address.tls) == (port, False)
+            assert await told(made, b"wrong\n") == b"reset"
+
+
+async def test_a_certificate_that_was_renewed_is_used_for_the_next_connections(tmp_path: Path) -> None:
+    authority = Authority.made(tmp_path)
+    certificate, key = authority.signed("server")
+    renewed, its_key = authority.signed("renewed")
+    async with gate(certificate=certificate, key=key) as made:
+        assert made.address is not None
+        settings = GateSettings("127.0.0.1", 0, certificate, key)
+
+        async def subject() -> str:
+            host, port, _ = behind(made, "")
+            context = ssl.create_default_context(cafile=authority.certificate)
+            _, writer = await asyncio.open_connection(host, port, ssl=context)
+            try:
+                return str(writer.get_extra_info("peercert")["subject"])
+            finally:
+                writer.close()
+
+        assert "server" in await subject()
+        renewed.replace(certificate)
+        its_key.replace(key)
+        await made.open(settings)
+        assert "renewed" in await subject()

@@ -53,6 +53,30 @@ def test_models_come_and_go_and_other_settings_are_named(read: Reader) -> None:
     assert changes.settings == ("server.port", "warm_ram_bytes")
 
 
+def test_of_the_section_about_machines_each_key_says_whether_it_needs_a_start(read: Reader) -> None:
+    before = read("nodes: {suspect_after: 3s}")
+    after = read(
+        "nodes: {suspect_after: 4s, lease: 2m, pull: hub, gate_port: 1, address: '10.0.0.1:1', fleet: x}"
+    )
+    assert diff(before, after).sentences() == (
+        "nodes.address changed: it takes effect at the next start",
+        "nodes.fleet changed: it takes effect at the next start",
+        "nodes.suspect_after changed",
+        "nodes.lease changed",
+        "nodes.gate_port changed",
+        "nodes.pull changed",
+    )
+    none = read("")
+    assert diff(none, before).sentences() == ("nodes changed: it takes effect at the next start",)
+    assert diff(before, none).settings == ("nodes",)
+
+
+def test_a_model_that_is_kept_to_other_machines_is_loaded_again(read: Reader) -> None:
+    nodes = "nodes: {launcher: ray}\n"
+    changes = diff(read(nodes + BEFORE % "pinned: no"), read(nodes + BEFORE % "nodes: [b]"))
+    assert changes.sentences() == ("a changed: it is loaded again",)
+
+
 def test_nothing_changes_between_two_readings_of_one_file(read: Reader) -> None:
     text = "models_dir: models\n" + BEFORE % "env: {A: 1}"
     assert not diff(read(text), read(text))

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from cotenant.nodes.messages import (
     AgentEvent,
     EngineGone,
     Events,
+    GateAddress,
     HelloAnswer,
     Identity,
     Nothing,
@@ -38,6 +40,8 @@ class Agent:
     events: list[EngineGone] = field(default_factory=list)
     calls: list[tuple[str, Json]] = field(default_factory=list)
     base: int = 0
+    unix_time_s: float | None = None
+    gate: GateAddress | None = None
 
     async def answer(self, method: str, params: Json) -> object:
         if self.fault is not None:
@@ -49,7 +53,7 @@ class Agent:
                 reading = ReadingTaken(Inventory(InventorySource.HOST, (), {}))
                 return HelloAnswer(identity, "1", 1, reading, (), (), self.last, 100.0, 0.0)
             case "renew":
-                return Stamp(params["stamp"] + 1, 60.0)
+                return Stamp(params["stamp"] + 1, 60.0, self.unix_time_s, self.gate)
             case "poll":
                 after = params["after"]
                 while after == self.last and self.fault is None:
@@ -107,6 +111,10 @@ class Seen:
 
     def happened(self, node: Node, event: AgentEvent) -> None:
         self.story.append(f"{node.name} {event.type} {event.seq}")
+
+    def gate_changed(self, node: Node) -> None:
+        assert node.hello.gate is not None
+        self.story.append(f"{node.name} gate {node.hello.gate.port}")
 
     def silent(self, node: Node, state: Liveness) -> None:
         self.story.append(f"{node.name} {state}")
@@ -174,6 +182,31 @@ async def test_what_is_wrong_with_a_way_is_known_also_if_that_is_found_while_its
         agent.fault = None
         await made.wait_for(["b"], 60.0)
         assert made.nodes["b"].route.warnings == roads.warnings
+
+
+async def test_other_settings_are_in_the_next_heartbeat_and_a_gate_that_moved_is_news() -> None:
+    agent = Agent()
+    async with running(Roads(r1=agent)) as (made, story):
+        await until(lambda: story == ["b greeted"])
+        rules = LivenessRules(suspect_after_s=40.0, lost_after_s=50.0, lease_s=900.0)
+        made.configure(
+            replace(made.settings, rules=rules, gate_port=9, certificate=Path("/c"), key=Path("/k"))
+        )
+        assert made.nodes["b"].liveness.rules == rules
+        await until(lambda: [p for m, p in agent.calls if m == "renew"][-1]["lease_s"] == 900.0)
+        asked = [p for m, p in agent.calls if m == "renew"][-1]["gate"]
+        assert asked == {"address": "10.0.0.2", "port": 9, "certificate": "/c", "key": "/k"}
+        agent.gate = GateAddress("10.0.0.2", 9, tls=True, certificate=Path("/c"))
+        await until(lambda: story[1:] == ["b gate 9"])
+        assert len([m for m, _ in agent.calls if m == "hello"]) == 1, "it is not greeted again"
+
+
+async def test_how_far_a_clock_is_off_is_seen_with_each_heartbeat() -> None:
+    agent = Agent(unix_time_s=-5.0)
+    async with running(Roads(r1=agent)) as (made, _):
+        await until(lambda: bool(made.nodes) and made.nodes["b"].behind_s > 4.0)
+        agent.unix_time_s = 0.0
+        await until(lambda: abs(made.nodes["b"].behind_s) < 1.0)
 
 
 async def test_a_silent_machine_is_suspect_then_lost_and_greeted_when_it_is_back() -> None:

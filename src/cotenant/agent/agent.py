@@ -188,8 +188,8 @@ class Agent:
         self.lease.lease_s = asked.lease_s
         self._secrets = asked.secrets
         self._take_llama_server(asked.llama_server)
-        if asked.gate is not None:
-            await self.gate.open(asked.gate)
+        if asked.gate is not None and (problem := await self._open_gate(asked.gate)) is not None:
+            _LOG.warning("the gate stays as it was: %s", problem)
         # Engines may have ended that the daemon hears of only now, with an agent before this one.
         self.readings.engine_ended()
         seq, reading, builds = self._events.last, await self._reading(), await self._found_builds()
@@ -206,6 +206,7 @@ class Agent:
             self.gate.address,
             time.time(),
             self._options.problems,
+            self.engines.ended_of_late(),
         )
 
     def _take_llama_server(self, of_daemon: Path | None) -> None:
@@ -226,9 +227,22 @@ class Agent:
 
     async def _renew(self, asked: messages.Renew) -> messages.Stamp:
         self._epoch.obey(asked.epoch)
+        if asked.lease_s is not None:
+            self.lease.lease_s = asked.lease_s
         self.lease.renew(asked.stamp)
         self._renewed.set()
-        return messages.Stamp(self.lease.stamp(), self.lease.left_s)
+        problem = None if asked.gate is None else await self._open_gate(asked.gate)
+        return messages.Stamp(self.lease.stamp(), self.lease.left_s, time.time(), self.gate.address, problem)
+
+    async def _open_gate(self, settings: messages.GateSettings) -> str | None:
+        """Let requests in there; say why the gate stays as it was. Raises what the first `Gate.open` does."""
+        try:
+            await self.gate.open(settings)
+        except CotenantError as error:
+            if self.gate.address is None:
+                raise
+            return error.message
+        return None
 
     async def _share_cards(self, asked: messages.ShareCards) -> Nothing:
         self._epoch.obey(asked.epoch)

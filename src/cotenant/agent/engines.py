@@ -96,9 +96,11 @@ class AgentEngines:
         return len(self._runs)
 
     def __iter__(self) -> Iterator[EngineStatus]:
-        """Yield the engines that run, and those that have ended by themselves of late."""
-        ended = [status for status in self._past.values() if status.end or status.error]
-        return iter([run.status() for run in self._runs.values()] + ended[-_REPORTED:])
+        return iter([run.status() for run in self._runs.values()])
+
+    def ended_of_late(self) -> tuple[EngineStatus, ...]:
+        """Return the last engines that have ended by themselves."""
+        return tuple(status for status in self._past.values() if status.end or status.error)[-_REPORTED:]
 
     def engine(self, id_: str) -> Engine | None:
         """Return an engine that runs."""

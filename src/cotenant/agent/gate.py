@@ -13,6 +13,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, cast
 
 from cotenant.domain.engines import Endpoint
@@ -45,6 +46,8 @@ class Gate:
         self._spliced: dict[bytes, set[_Client]] = {}
         self._settings: GateSettings | None = None
         self._server: asyncio.Server | None = None
+        self._context: ssl.SSLContext | None = None
+        self._certified_at = 0
 
     @property
     def address(self) -> GateAddress | None:
@@ -52,11 +55,20 @@ class Gate:
         if self._server is None or self._settings is None:
             return None
         host, port = self._server.sockets[0].getsockname()[:2]
-        return GateAddress(host, port, tls=self._settings.certificate is not None)
+        certificate = self._settings.certificate
+        return GateAddress(host, port, certificate is not None, certificate)
 
     async def open(self, settings: GateSettings) -> None:
-        """Listen there; connections that are open stay. Raises BadSetting, InsecureBind or PortTaken."""
+        """Listen there; connections that are open stay. Raises BadSetting, InsecureBind or PortTaken.
+
+        If it listens there already, a certificate that was renewed is used for the next connections. One that
+        cannot listen as asked listens as before.
+        """
+        certified_at = _changed_at(settings.certificate)
         if settings == self._settings:
+            if certified_at not in (0, self._certified_at) and self._context is not None:
+                self._certified_at = certified_at
+                _load(self._context, settings)
             return
         context = _server_context(settings)
         if context is None and not _is_private(settings.address):
@@ -65,20 +77,31 @@ class Gate:
                 "without TLS",
                 hint="Set `nodes.tls`, or use an address of a private network.",
             )
-        loop = asyncio.get_running_loop()
-        if self._server is not None:
-            self._server.close()
-            self._server = self._settings = None
+        before, was = self._server, self.address
+        if before is not None and was is not None and was.port == settings.port:
+            # Two cannot have one port.
+            before.close()
         try:
-            self._server = await loop.create_server(
-                lambda: _Client(self, loop), settings.address, settings.port, ssl=context, reuse_address=True
-            )
+            server = await self._listen(settings, context)
         except OSError as error:
+            if before is not None and was is not None and not before.is_serving():
+                with contextlib.suppress(OSError):
+                    as_it_was = GateSettings(was.address, was.port)
+                    self._server = await self._listen(as_it_was, self._context)
             raise PortTaken(
                 f"the gate cannot listen on {settings.address}, port {settings.port}: {error.strerror}",
                 hint="Set `nodes.gate_port` to a free port.",
             ) from error
-        self._settings = settings
+        if before is not None:
+            before.close()
+        self._server, self._settings = server, settings
+        self._context, self._certified_at = context, certified_at
+
+    async def _listen(self, settings: GateSettings, context: ssl.SSLContext | None) -> asyncio.Server:
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(
+            lambda: _Client(self, loop), settings.address, settings.port, ssl=context, reuse_address=True
+        )
 
     def close(self) -> None:
         """Listen no longer, and cut every connection."""
@@ -263,6 +286,21 @@ def _server_context(settings: GateSettings) -> ssl.SSLContext | None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
+    _load(context, settings)
+    return context
+
+
+def _changed_at(certificate: Path | None) -> int:
+    """Return when a file was last changed, in ns; 0 if there is none."""
+    with contextlib.suppress(OSError):
+        return 0 if certificate is None else certificate.stat().st_mtime_ns
+    return 0
+
+
+def _load(context: ssl.SSLContext, settings: GateSettings) -> None:
+    """Use the certificate from the next connection on. Raises BadSetting."""
+    if settings.certificate is None:
+        return
     try:
         context.load_cert_chain(settings.certificate, settings.key)
     except (OSError, ssl.SSLError) as error:
@@ -271,4 +309,3 @@ def _server_context(settings: GateSettings) -> ssl.SSLContext | None:
             f"the certificate {settings.certificate} of this machine's gate cannot be used: {reason}",
             hint="`nodes.tls` names files that are on every machine.",
         ) from error
-    return context

@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from cotenant.config.configuration import Configuration, ModelEntry
+from cotenant.config.values.nodes import NodesSettings
+from cotenant.domain.settings import settings_of
 
 _RULES = {
     "name",
@@ -24,6 +26,7 @@ _RULES = {
 _ORIGINS = {"from_folder", "stated_is_guess"}
 """With the rules, the fields of ModelEntry that the running engine does not depend on."""
 _AT_ONCE = {
+    *(f"nodes.{key}" for key in ("suspect_after", "lost_after", "lease", "gate_port", "pull", "tls")),
     "models_dir",
     "groups",
     "ollama",
@@ -90,7 +93,12 @@ def _differ(old: Any, new: Any) -> list[str]:
 def _changed_settings(old: Configuration, new: Configuration) -> Iterator[str]:
     for section in ("server", "devices", "scheduling", "alerts", "advisor"):
         yield from (f"{section}.{name}" for name in _differ(getattr(old, section), getattr(new, section)))
+    if old.nodes is not None and new.nodes is not None:
+        keys = {each.name: each.key for each in settings_of(NodesSettings)}
+        yield from (f"nodes.{keys[name]}" for name in _differ(old.nodes, new.nodes))
+    elif old.nodes != new.nodes:
+        yield "nodes"
     warm = ("warm_ram_bytes", "warm_kv_bytes", "warm_kv_dir")
-    for name in (*warm, "models_dir", "groups", "nodes", "services", "database", "ollama"):
+    for name in (*warm, "models_dir", "groups", "services", "database", "ollama"):
         if getattr(old, name) != getattr(new, name):
             yield name

@@ -64,6 +64,7 @@ class NodeEngine:
         self._build: EngineBuild | None = None
         self._report: EngineReport | None = None
         self._endpoint: Endpoint | None = None
+        self._listens: Endpoint | None = None
         loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = loop.create_future()
         self._end: asyncio.Future[EngineEnd] = loop.create_future()
@@ -151,7 +152,7 @@ class NodeEngine:
         """Take what the agent says of it."""
         if status.endpoint is not None and status.build is not None:
             self._build, self.node_pid, self._token = status.build, status.pid, status.token
-            self._endpoint = self._way(status.endpoint, self._token)
+            self._reach(status.endpoint)
         if status.state is EngineState.READY and status.endpoint is not None:
             self.take(EngineBecameReady(self.id, status.endpoint, status.report))
         elif status.state is EngineState.ENDED:
@@ -165,7 +166,7 @@ class NodeEngine:
     def take(self, event: EngineBecameReady | EngineLeft | EngineGone) -> None:
         """Take an event about it."""
         if isinstance(event, EngineBecameReady):
-            self._endpoint = self._way(event.endpoint, self._token)
+            self._reach(event.endpoint)
             self._report = event.report
             self.state = EngineState.READY
             if not self._ready.done():
@@ -174,6 +175,14 @@ class NodeEngine:
             self._leave(event.end, None if event.error is None else error_from(event.error))
         else:
             self.lose(f"{self.order.name} is gone")
+
+    def rewire(self) -> None:
+        """Have new requests come by another way: the gate of its machine has changed."""
+        if self._listens is not None:
+            self._reach(self._listens)
+
+    def _reach(self, listens: Endpoint) -> None:
+        self._listens, self._endpoint = listens, self._way(listens, self._token)
 
     def lose(self, why: str) -> None:
         """Count it as gone: its machine is lost, or knows nothing of it."""

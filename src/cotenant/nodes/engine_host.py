@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import secrets
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -74,9 +74,9 @@ class NodeEngineHost:
     """The engines of one machine, ordered by the daemon of an `epoch`.
 
     Whoever polls the machine's agent gives each event to `take`, and says `lose_all` if the machine is lost.
-    After each hello, `gate` is where the agent lets requests in, and `reconcile` gets its engines. `ca` is
-    the file of the authorities that vouch for it, None for the system's. A call has `timeout_s`. `fetches`
-    are the files that it fetches for us now.
+    After each hello, `use_gate` gets where the agent lets requests in, and `reconcile` its engines. `ca_of`
+    returns the file of the authorities that vouch for a certificate, None for the system's. A call has
+    `timeout_s`. `fetches` are the files that it fetches for us now.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class NodeEngineHost:
         transport: Transport,
         epoch: int,
         *,
-        ca: str | None = None,
+        ca_of: Callable[[Path | None], str | None] = lambda _: None,
         timeout_s: float = 10.0,
         start_within_s: float = 120.0,
     ) -> None:
@@ -93,7 +93,7 @@ class NodeEngineHost:
         self.gate: GateAddress | None = None
         self._transport = transport
         self._epoch = epoch
-        self._ca = ca
+        self._ca_of = ca_of
         self._timeout_s = timeout_s
         self._start_within_s = start_within_s
         self._engines: dict[str, NodeEngine] = {}
@@ -144,6 +144,12 @@ class NodeEngineHost:
     def discard(self, status: EngineStatus) -> None:
         """Stop an engine that the machine runs and nobody wants."""
         self._abandon(self.adopt(status))
+
+    def use_gate(self, gate: GateAddress | None) -> None:
+        """Have new requests enter here; those on their way stay where they are."""
+        self.gate = gate
+        for engine in self._engines.values():
+            engine.rewire()
 
     def take(self, event: AgentEvent) -> None:
         """Take an event of the machine; readings are ignored."""
@@ -334,7 +340,7 @@ class NodeEngineHost:
             port=self.gate.port,
             tls=self.gate.tls,
             gate=token,
-            ca=self._ca,
+            ca=self._ca_of(self.gate.certificate),
             listeners=frozenset(),
         )
 

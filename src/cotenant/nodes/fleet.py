@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -62,7 +62,8 @@ class Node:
 
     `route` is the way to it now, `stamp` its clock when it last answered, `last_event` the number of the last
     event that was taken (None: some were lost), `link_s` how long its last answer to a heartbeat took, and
-    `lease_left_s` what was left of its lease then. `behind_s` is how far its clock is behind ours.
+    `lease_left_s` what was left of its lease then. `behind_s` is how far its clock is behind ours, and
+    `gate_problem` why its gate is not as the settings say.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Node:
     link_s: float | None = None
     lease_left_s: float = 0.0
     behind_s: float = 0.0
+    gate_problem: str | None = None
 
     @property
     def state(self) -> Liveness:
@@ -89,6 +91,9 @@ class NodeListener(Protocol):
 
     def happened(self, node: Node, event: AgentEvent) -> None:
         """Its agent reports something."""
+
+    def gate_changed(self, node: Node) -> None:
+        """It lets requests in elsewhere, or otherwise."""
 
     def silent(self, node: Node, state: Liveness) -> None:
         """It has become suspect or lost."""
@@ -117,6 +122,10 @@ class FleetSettings:
     secrets: Callable[[], frozenset[str]] = frozenset
     llama_server: Path | None = None
 
+    def gate_at(self, address: str) -> GateSettings:
+        """Return how a machine of an address lets requests in."""
+        return GateSettings(address, self.gate_port, self.certificate, self.key)
+
 
 @dataclass(slots=True)
 class NodeFleet:
@@ -135,6 +144,12 @@ class NodeFleet:
     _links: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _answered: set[str] = field(default_factory=set)
     _greeted: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def configure(self, settings: FleetSettings) -> None:
+        """Have other settings from now on; machines are told by their next heartbeat."""
+        self.settings = settings
+        for node in self.nodes.values():
+            node.liveness.rules = settings.rules
 
     async def call(self, node: str, method: str, params: Json, timeout_s: float) -> Json:
         """Call a machine's agent. Raises what it answered, or NodeUnreachable."""
@@ -249,7 +264,6 @@ class NodeFleet:
     async def _greet(self, route: Route) -> Node | None:
         """Say hello; None if the machine that answers is in touch over another route."""
         settings = self.settings
-        gate = GateSettings(route.address, settings.gate_port, settings.certificate, settings.key)
         hello = await ask(
             self.launcher,
             route.id,
@@ -259,7 +273,7 @@ class NodeFleet:
                 settings.epoch,
                 settings.rules.lease_s,
                 __version__,
-                gate=gate,
+                gate=settings.gate_at(route.address),
                 secrets=settings.secrets(),
                 llama_server=settings.llama_server,
             ),
@@ -280,7 +294,6 @@ class NodeFleet:
         # What is wrong with a way may have become known while its agent was asked.
         node.hello, node.route = hello, {each.id: each for each in self.launcher.routes}.get(route.id, route)
         node.last_event = hello.seq if node.last_event is None else node.last_event
-        node.behind_s = self.unix_time() - hello.unix_time_s
         await self._renew(node, hello.stamp)
         self.listener.greeted(node)
         self._answered.add(node.name)
@@ -334,10 +347,19 @@ class NodeFleet:
 
     async def _renew(self, node: Node, stamp: float) -> bool:
         """Renew a machine's lease; return whether it was silent before."""
-        began = self.clock.now()
-        answer = await ask(self.launcher, node.route.id, RENEW, Renew(self.settings.epoch, stamp), _ANSWER_S)
+        began, settings = self.clock.now(), self.settings
+        asked = Renew(settings.epoch, stamp, settings.rules.lease_s, settings.gate_at(node.route.address))
+        answer = await ask(self.launcher, node.route.id, RENEW, asked, _ANSWER_S)
         now = self.clock.now()
         node.stamp, node.lease_left_s, node.link_s = answer.stamp, answer.lease_left_s, now - began
+        if answer.unix_time_s is not None:
+            node.behind_s = self.unix_time() - node.link_s / 2 - answer.unix_time_s
+        if answer.gate_problem != node.gate_problem:
+            node.gate_problem = answer.gate_problem
+            _LOG.warning("the gate of %s: %s", node.name, answer.gate_problem or "is as it should be again")
+        if answer.gate is not None and answer.gate != node.hello.gate:
+            node.hello = replace(node.hello, gate=answer.gate)
+            self.listener.gate_changed(node)
         return node.liveness.heard(now)
 
     async def _take_events(self, node: Node, route: Route) -> None:

@@ -31,7 +31,7 @@ class NodeLiveness:
     """
 
     def __init__(self, rules: LivenessRules, at: float) -> None:
-        self._rules = rules
+        self.rules = rules
         self._heard_at = at
         self._blind_since: float | None = None
         self._excused_s = 0.0
@@ -65,7 +65,7 @@ class NodeLiveness:
 
     def check(self, at: float) -> Liveness | None:
         """Return what it has become, SUSPECT or LOST; None if nothing changed. LOST may skip SUSPECT."""
-        rules, silent_s = self._rules, self.silent_s(at)
+        rules, silent_s = self.rules, self.silent_s(at)
         blind_s = 0.0 if self._blind_since is None else at - self._blind_since
         meant_s = silent_s - self._excused_s - blind_s
         if silent_s >= rules.lease_s or meant_s >= rules.lost_after_s:

@@ -49,11 +49,12 @@ class GateSettings:
 
 @dataclass(frozen=True, slots=True)
 class GateAddress:
-    """Where an agent lets requests in."""
+    """Where an agent lets requests in; with TLS, by which `certificate` on its machine."""
 
     address: str
     port: int
     tls: bool = False
+    certificate: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,8 @@ class HelloAnswer:
     """What an agent is and has. `seq` is the number of its last event, `stamp` its CLOCK_BOOTTIME in seconds.
 
     `gate` is None if the hello named none. `unix_time_s` is its clock, to compare with ours.
-    `problems` are what is wrong with the machine, in sentences. Among `engines` are the last that have ended.
+    `problems` are what is wrong with the machine, in sentences. `ended`
+    are the last engines that have ended by themselves.
     """
 
     identity: Identity
@@ -126,22 +128,35 @@ class HelloAnswer:
     gate: GateAddress | None = None
     unix_time_s: float = 0.0
     problems: tuple[str, ...] = ()
+    ended: tuple[EngineStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """Extends the lease to `lease_s` after `stamp`, which is the one of the agent's last answer."""
+    """Extends the lease to `lease_s` after `stamp`, which is the one of the agent's last answer.
+
+    `lease_s` and `gate` are as in a hello, and may be others than there; None: as they were.
+    """
 
     epoch: int
     stamp: float
+    lease_s: float | None = None
+    gate: GateSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """The agent's CLOCK_BOOTTIME, in seconds, when it answered; `lease_left_s` is what is left then."""
+    """The agent's CLOCK_BOOTTIME, in seconds, when it answered; `lease_left_s` is what is left then.
+
+    `unix_time_s` is its clock, and `gate` where it lets requests in; `gate_problem` says why that is not as
+    it was asked to.
+    """
 
     stamp: float
     lease_left_s: float = 0.0
+    unix_time_s: float | None = None
+    gate: GateAddress | None = None
+    gate_problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

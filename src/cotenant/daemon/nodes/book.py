@@ -137,6 +137,8 @@ class FleetBook:
         if clock > _CLOCK_S:
             side = "behind" if node.behind_s > 0 else "ahead of"
             warnings.append(f"its clock is {clock:.0f} s {side} ours")
+        if node.gate_problem is not None:
+            warnings.append(f"its gate stays as it was: {node.gate_problem}")
         if hello.version != __version__:
             warnings.append(f"it runs Cotenant {hello.version}, and the daemon {__version__}")
         return NodeStatus(

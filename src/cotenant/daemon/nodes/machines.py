@@ -48,8 +48,8 @@ class Machines:
     def greeted(self, node: Node) -> None:
         """A machine answers: take what it has, and offer the engines that this daemon did not start."""
         host = self._hosts.of(node.name)
-        host.gate = node.hello.gate
-        found = host.reconcile(node.hello.engines)
+        host.use_gate(node.hello.gate)
+        found = host.reconcile((*node.hello.engines, *node.hello.ended))
         self._loop.effects.miss(node.name, False)
         self._loop.post(NodeBack(self._loop.clock.now(), node.name))
         self._cards.take(node.name, node.hello.reading)
@@ -71,6 +71,10 @@ class Machines:
             self._load_costs.seen(node.name, event)
         else:
             self._hosts.of(node.name).take(event)
+
+    def gate_changed(self, node: Node) -> None:
+        """Have requests enter a machine where it now lets them in."""
+        self._hosts.of(node.name).use_gate(node.hello.gate)
 
     def silent(self, node: Node, state: Liveness) -> None:
         """Place nothing on a machine that does not answer, and forget what ran there once it is lost."""

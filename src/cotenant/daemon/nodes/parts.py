@@ -5,6 +5,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -73,6 +74,8 @@ class NodeParts:
         self._warm: NodeWarmKeepers | None = None
         self._fleet: NodeFleet | None = None
         self.files = NodeFiles(settings.pull)
+        self.timing = Timing(node_notice_s=settings.suspect_after_s + _NOTICED_S)
+        self._cas: dict[Path | None, str] = {}
         self.hosts = NodeHosts(local, self._make_host, self.files.ensure)
 
     def connect(
@@ -94,6 +97,7 @@ class NodeParts:
 
         self.cards = NodeCards(use, rules, loop)
         loop.effects.remote_log, loop.effects.log_node = self.hosts.log_of, self.hosts.log_node
+        active.listeners.append(lambda: self._follow(active.configuration.nodes))
         sharing = NodeSharing(self.hosts, self.cards, active)
         active.listeners.append(sharing.tell_all)
         costs = NodeLoadCosts(loop, self.hosts, active, self.files)
@@ -126,28 +130,42 @@ class NodeParts:
         self._epoch = epoch
         await self._remember()
         settings = self._settings
-        tls = settings.tls
         self._fleet = NodeFleet(
             BrokerTransport(settings.fleet, settings.address, self._clock),
-            FleetSettings(
-                settings.fleet,
-                epoch,
-                LivenessRules(settings.suspect_after_s, settings.lost_after_s, settings.lease_s),
-                settings.gate_port,
-                None if tls is None else tls.cert,
-                None if tls is None else tls.key,
-                self._secrets,
-                self._llama_server,
-            ),
+            self._fleet_settings(),
             self._clock,
             time.time,
             self.machines,
         )
 
-    @property
-    def timing(self) -> Timing:
-        """How long requests wait for the news that the machine of their engine is silent."""
-        return Timing(node_notice_s=self._settings.suspect_after_s + _NOTICED_S)
+    def _follow(self, settings: NodesSettings | None) -> None:
+        """Follow the section of a configuration that was read again, but for what needs a start."""
+        now = self._settings
+        if settings is None or settings == now or self._fleet is None:
+            return
+        # Where machines are found stays, and whether any are.
+        self._settings = replace(settings, launcher=now.launcher, address=now.address, fleet=now.fleet)
+        self.files.pull = settings.pull
+        self.timing.node_notice_s = settings.suspect_after_s + _NOTICED_S
+        self._fleet.configure(self._fleet_settings())
+        for host in self.hosts.by_node.values():
+            # Its certificates may be vouched for by others now; the gate follows with the next heartbeat.
+            host.use_gate(host.gate)
+
+    def _fleet_settings(self) -> FleetSettings:
+        settings, tls = self._settings, self._settings.tls
+        if tls is not None:
+            self._cas[tls.cert] = str(tls.ca)
+        return FleetSettings(
+            settings.fleet,
+            self._epoch,
+            LivenessRules(settings.suspect_after_s, settings.lost_after_s, settings.lease_s),
+            settings.gate_port,
+            None if tls is None else tls.cert,
+            None if tls is None else tls.key,
+            self._secrets,
+            self._llama_server,
+        )
 
     @property
     def fleet(self) -> NodeFleet:
@@ -207,5 +225,4 @@ class NodeParts:
             _LOG.warning("the machines cannot be remembered: %s", error.message)
 
     def _make_host(self, node: str) -> NodeEngineHost:
-        tls = self._settings.tls
-        return NodeEngineHost(node, self.fleet, self._epoch, ca=None if tls is None else str(tls.ca))
+        return NodeEngineHost(node, self.fleet, self._epoch, ca_of=self._cas.get)

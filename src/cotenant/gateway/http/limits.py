@@ -103,13 +103,14 @@ class Limits:
             )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Timing:
     """Intervals in seconds: between comments to a waiting client, heartbeats of a feed, and reads of a log.
 
     What the configuration has clients told of their wait begins after `progress_after_s`: what is refused
     before has a status of its own. `notice_s` is how long the gateway waits for the daemon to notice that an
-    engine is dead, `node_notice_s` one on another machine, which may have to be missed first.
+    engine is dead, `node_notice_s` one on another machine, which may have to be missed first: the daemon
+    changes it with its configuration.
     """
 
     comment_s: float = 5.0
