@@ -23,7 +23,7 @@ from cotenant.domain.decisions import (
     SlotStatus,
     WarmStatus,
 )
-from cotenant.domain.errors import DoesNotFit
+from cotenant.domain.errors import BadSetting, DoesNotFit
 from cotenant.domain.fragmentation import (
     Defragmentation,
     DeviceFragmentation,
@@ -272,6 +272,15 @@ def test_logs_are_copied(operator, tmp_path: Path, capfdbinary):
     assert capfdbinary.readouterr().out == b"two\nthree\n"
 
 
+def test_a_reload_says_what_changed_or_what_is_wrong_with_the_file(operator, capsys):
+    with running(operator) as address:
+        assert main(["reload", "--address", address]) == 0
+        assert capsys.readouterr().out == "llama: keep_alive 5m -> 10m\n"
+        operator.fault = BadSetting("nodes: lease: engines would end", hint="Give 10s or more.")
+        assert main(["reload", "--address", address]) == 2
+    assert "nodes: lease: engines would end. Give 10s or more." in capsys.readouterr().err
+
+
 def test_what_the_daemon_refuses_ends_the_command_with_the_fitting_status(operator, capsys):
     with running(operator, api_keys=("right",)) as address:
         assert main(["ps", "--address", address]) == 1
@@ -285,7 +294,7 @@ def test_what_the_daemon_refuses_ends_the_command_with_the_fitting_status(operat
 
 
 @pytest.mark.parametrize(
-    "command", [["ps"], ["load", "x"], ["unload", "x"], ["pin", "x"], ["why", "x"], ["logs", "x"]]
+    "command", [["ps"], ["load", "x"], ["unload", "x"], ["pin", "x"], ["why", "x"], ["logs", "x"], ["reload"]]
 )
 def test_a_daemon_that_does_not_run_is_one_clear_line_and_a_hint(command, capsys):
     with socket.socket() as unused:

@@ -1,4 +1,4 @@
-"""Commands about one model of a running daemon: `load`, `unload`, `pin`, `why` and `logs`."""
+"""Commands about one model of a running daemon: `load`, `unload`, `pin`, `why`, `logs`; and `reload`."""
 
 import argparse
 import sys
@@ -14,6 +14,10 @@ def register(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command that the parser is for."""
     command = parser.prog.split()[-1]
     parser.set_defaults(run=_RUN[command])
+    if command == "reload":
+        parser.add_argument("--json", action="store_true", help="print JSON")
+        add_daemon_options(parser)
+        return
     parser.add_argument("name", metavar="NAME", help="the model's name or alias")
     add_daemon_options(parser)
     if command in _SWITCHES:
@@ -76,7 +80,13 @@ def _logs(args: argparse.Namespace) -> int:
     return 0
 
 
-_RUN: Final = {"load": _load, "unload": _unload, "pin": _pin, "why": _why, "logs": _logs}
+def _reload(args: argparse.Namespace) -> int:
+    """Have the configuration read again, and print what that changes. Raises DaemonSilent or BadSetting."""
+    found = Daemon(args).send("/api/reload")
+    return print_result(args, found, found["changed"] or ["nothing changed"])
+
+
+_RUN: Final = {"load": _load, "unload": _unload, "pin": _pin, "why": _why, "logs": _logs, "reload": _reload}
 _SWITCHES: Final = {
     "load": ("--no-wait", "return before it is loaded"),
     "unload": ("--no-wait", "return before its memory is free"),

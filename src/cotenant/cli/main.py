@@ -30,6 +30,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str | None]]] = {
     "lease": ("lease", "run a command in GPU memory that a daemon holds for it"),
     "why": ("control", "show what was decided about a model, and why"),
     "logs": ("control", "show the log of a model's engine"),
+    "reload": ("control", "read the configuration again in a running daemon, and say what changes"),
     "doctor": ("doctor", "check this machine for problems and suggest fixes"),
     "mps": ("mps", "start, end and show the MPS daemons that share cards"),
     "top": ("top.command", "watch a running daemon: cards, models, decisions"),
