@@ -25,7 +25,7 @@ def cost(seconds: float | None) -> LoadCost:
 
 def costs(bench: Bench, name: str = "m", **seconds: float | None) -> None:
     found = {node: cost(each) for node, each in seconds.items()}
-    bench.send(events.LoadCostsRead(bench.now, name, found))
+    bench.send(events.LoadCostsRead(bench.now, {name: found}))
 
 
 def test_of_cards_that_fit_equally_that_one_is_chosen_where_the_file_loads_soonest_and_why_says_so() -> None:

@@ -9,9 +9,11 @@ from typing import Final
 from bench.workloads import spec_of
 
 from cotenant.domain.devices import Device, DeviceId
+from cotenant.domain.nodes import FileState, LoadCost
 from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.domain.residencies import ONE_COPY
 from cotenant.planning.device_needs import Fit
+from cotenant.scheduling.events import LoadCostsRead
 from cotenant.scheduling.model_spec import SchedulerSettings
 from cotenant.scheduling.policy import POLICIES
 from cotenant.scheduling.scheduler import Scheduler
@@ -100,6 +102,7 @@ def seeded_nodes(seed: int, faults: Faults, *, requests: int = 50, feasible: boo
         lasts_s = requests * mean_gap_s
         _Trouble(world, rng, faults.trouble_every_s, lasts_s, copying).begin()
         NodeTrouble(world, rng, rng.choice([4.0, 15.0]), lasts_s).begin()
+        FileTrouble(world, Random(f"files {seed}"), lasts_s).begin()
     bound_s = wait_bound_s(models, settings, requests)
     return SeededNodes(seed, world, faults, bound_s, coming[-1].at)
 
@@ -113,6 +116,34 @@ def _meant(fit: Fit) -> Fit:
         return replace(found, link_bytes=1) if over else found
 
     return across
+
+
+class FileTrouble:
+    """What becomes of the files of models on machines until an instant, at which every machine has them."""
+
+    def __init__(self, world: NodesWorld, rng: Random, until: float) -> None:
+        self._world = world
+        self._rng = rng
+        self._until = until
+
+    def begin(self) -> None:
+        """Have the first news come, in half of the worlds."""
+        if self._rng.random() < 0.5:
+            self._world.queue.after(self._rng.expovariate(1 / 5.0), self._comes)
+
+    def _comes(self) -> None:
+        world, rng, over = self._world, self._rng, self._world.queue.now >= self._until
+
+        def cost() -> LoadCost:
+            if not over and rng.random() < 0.3:
+                return LoadCost(None, FileState.ABSENT, "no file /m.gguf")
+            return LoadCost(rng.choice([1.0, 4.0, 40.0]), FileState.LOCAL)
+
+        names = [name for name in world.models if over or rng.random() < 0.5]
+        found = {name: {node: cost() for node in world.names if over or rng.random() < 0.8} for name in names}
+        world.send(LoadCostsRead(world.queue.now, found))
+        if not over:
+            world.queue.after(rng.expovariate(1 / 5.0), self._comes)
 
 
 class NodeTrouble:

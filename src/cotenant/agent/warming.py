@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from cotenant.agent.events import EventLog
 from cotenant.clock import Clock
@@ -12,6 +13,8 @@ from cotenant.hardware.gpus.host import HostProbe
 from cotenant.hardware.model_cache.warm import Warmed, WarmTier, forget
 from cotenant.nodes.file_messages import Warm, WarmBudget
 from cotenant.nodes.messages import FilesWarmed
+
+_STOPS_WITHIN_S: Final = 2.0
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,7 +55,9 @@ class Warming:
         """End the pass that runs, if one does, and return once it has."""
         self._stopped = self._stopped or why
         if self._pass is not None:
-            await asyncio.wait({self._pass})
+            # A read from a disk of the network may hang: it is left behind.
+            await asyncio.wait({self._pass}, timeout=_STOPS_WITHIN_S)
+            self._pass.cancel()
 
     async def forget(self, paths: tuple[Path, ...]) -> None:
         """Give the RAM of files back."""

@@ -45,6 +45,8 @@ class FileState(StrEnum):
     SHARED = "shared"
     """On a file system of the network."""
     ABSENT = "absent"
+    DIFFERENT = "different"
+    """Another file of this name: its size is not that of the daemon's."""
 
 
 @dataclass(frozen=True, slots=True)

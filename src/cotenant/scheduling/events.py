@@ -152,10 +152,9 @@ class EngineFound(Event):
 
 @dataclass(frozen=True, slots=True)
 class LoadCostsRead(Event):
-    """How soon a model loads on each machine, by its name: all that is known now."""
+    """How soon models load on each machine, by its name: all that is known of each of them now."""
 
-    model: str
-    by_node: Mapping[str, LoadCost]
+    by_model: Mapping[str, Mapping[str, LoadCost]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,10 +103,11 @@ class Scheduler:
                         dispatch(state, model.whole, out)
             case events.EngineExited():
                 self._engine_exited(event, out)
-            case events.LoadCostsRead(_, name, by_node):
-                if name in state.models and state.models[name].load_costs != by_node:
-                    state.models[name].load_costs = by_node
-                    choose_fits(state, (state.models[name],))
+            case events.LoadCostsRead(_, by_model):
+                changed = [state.models[name] for name in by_model if name in state.models]
+                for model in changed:
+                    model.load_costs = by_model[model.spec.name]
+                choose_fits(state, changed)
             case events.ModelsChanged():
                 self._models_changed(event, out)
             case events.LoadAsked():

@@ -86,6 +86,17 @@ async def test_an_absent_file_is_a_reason_unless_it_may_be_fetched(there: OtherM
     await files.ensure(there.host, host_order(here))
 
 
+async def test_another_file_of_that_name_is_a_reason_whatever_may_be_fetched(
+    there: OtherMachine, here: Path
+) -> None:
+    (there._disk / here.name).write_bytes(DATA[1:])
+    files = NodeFiles(NodePull.DAEMON)
+    with pytest.raises(ModelFileMissing, match=f"b has another file {here}") as refused:
+        await files.ensure(there.host, host_order(here))
+    assert "cotenant pull" in refused.value.hint
+    assert (there._disk / here.name).read_bytes() == DATA[1:]
+
+
 async def test_the_daemons_own_file_is_fetched_by_the_machine(there: OtherMachine, here: Path) -> None:
     files = NodeFiles(NodePull.DAEMON)
     await files.ensure(there.host, host_order(here))

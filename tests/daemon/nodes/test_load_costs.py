@@ -44,6 +44,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build_tiny_llama(Path("tiny.gguf"))
 
 
+def size_of(path: Path) -> int:
+    return path.stat().st_size
+
+
 def costs(run: Running) -> dict[str, LoadCost]:
     return dict(run.parts.operator.statuses()[0].load_costs)
 
@@ -75,7 +79,7 @@ async def test_a_refusal_names_the_machines_without_the_file_until_one_has_it(tm
             assert f"; b, c: no file {MODEL}, and `nodes.pull` is never" in refused.value.message
             shutil.copy(MODEL, tmp_path / "c")
             # As its agent reports it, which looks every ten seconds.
-            run.load_costs.seen("c", FilesSeen((FileStatus(MODEL, FileState.LOCAL, 1000),)))
+            run.load_costs.seen("c", FilesSeen((FileStatus(MODEL, FileState.LOCAL, size_of(MODEL)),)))
             await run.parts.operator.load("m")
             assert run.parts.operator.statuses()[0].node == "c"
             told = [d for d in run.parts.operator.why("m") if d.kind is DecisionKind.LOAD][-1].text
@@ -93,6 +97,22 @@ async def test_a_file_that_does_not_fit_on_a_machines_disk_is_not_fetched_there(
                 await run.parts.operator.load("m")
             run.load_costs.lost("b")
             assert costs(run) == {}
+
+
+@pytest.mark.slow
+async def test_another_file_of_the_same_name_is_never_served_and_is_replaced_if_asked(tmp_path: Path) -> None:
+    with machines(tmp_path, "b", having="b") as agents:
+        with (tmp_path / "b" / MODEL.name).open("ab") as file:
+            file.write(b"more")
+        async with daemon(agents, MODEL, pull=NodePull.DAEMON) as run:
+            await until(lambda: "b" in costs(run) and costs(run)["b"].seconds is None)
+            assert costs(run)["b"].text == "different"
+            with pytest.raises(DoesNotFit, match=r"; b: another file .*tiny.gguf: .* there, "):
+                await run.parts.operator.load("m")
+            [_ async for _ in run.files.order(run.host("b"), "m", [MODEL])]
+            await until(lambda: costs(run)["b"].seconds is not None)
+            await run.parts.operator.load("m")
+            assert size_of(tmp_path / "b" / MODEL.name) == size_of(MODEL)
 
 
 @pytest.mark.slow

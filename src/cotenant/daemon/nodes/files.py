@@ -5,9 +5,11 @@ import hashlib
 import logging
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from cotenant.concurrency.detached_thread import run_in_detached_thread
 from cotenant.config.configuration import ModelEntry
 from cotenant.config.values.nodes import NodePull
 from cotenant.daemon.nodes.file_server import FileServer
@@ -18,6 +20,7 @@ from cotenant.domain.units import format_count
 from cotenant.hub.client import HubClient
 from cotenant.interfaces import EngineOrder
 from cotenant.nodes.engine_host import NodeEngineHost
+from cotenant.nodes.file_messages import FileStatus
 
 _LIST_WITHIN_S: Final = 30.0
 _SHOWN_EVERY_S: Final = 0.5
@@ -45,7 +48,14 @@ class NodeFiles:
 
         Raises ModelFileMissing if nobody may fetch one, HubError if that fails.
         """
-        for path in await self._absent(host, [*files_of(order)]):
+        for found in await self._lacking(host, [*files_of(order)]):
+            path = found.path
+            if found.state is FileState.DIFFERENT:
+                raise ModelFileMissing(
+                    f"{order.name} cannot be loaded: {host.node} has another file {path} than the daemon's "
+                    "machine, by its size",
+                    hint=f"Have it replaced: cotenant pull {order.name} --node {host.node}.",
+                )
             if self.pull is NodePull.NEVER:
                 raise ModelFileMissing(
                     f"{order.name} cannot be loaded: {host.node} has no file {path}",
@@ -59,15 +69,16 @@ class NodeFiles:
     ) -> AsyncGenerator[PullStep, None]:
         """Have a machine fetch the files of a model that it lacks, as an operator wants; yield the progress.
 
-        They come from the daemon's machine unless `nodes.pull` says otherwise. It goes on if nobody listens
-        any more. Raises ModelFileMissing, HubError or NodeUnreachable.
+        Those of another size than on the daemon's machine are replaced. They come from there unless
+        `nodes.pull` says otherwise. It goes on if nobody listens any more. Raises ModelFileMissing, HubError
+        or NodeUnreachable.
         """
-        absent = await self._absent(host, paths)
-        yield PullStep(f"{host.node} lacks {len(absent)} of {format_count(len(paths), 'file')} of {model}")
+        lacking = await self._lacking(host, paths)
+        yield PullStep(f"{host.node} lacks {len(lacking)} of {format_count(len(paths), 'file')} of {model}")
 
         async def fetch() -> None:
-            for path in absent:
-                await self._fetch(host, model, path)
+            for found in lacking:
+                await self._fetch(host, model, found.path)
 
         work = asyncio.get_running_loop().create_task(fetch())
         self._ordered.add(work)
@@ -87,8 +98,17 @@ class NodeFiles:
         found = self._fetching.get((model, node or ""))
         return None if found is None else found[0].fetches.get(found[1])
 
-    async def _absent(self, host: NodeEngineHost, paths: Sequence[Path]) -> list[Path]:
-        return [found.path for found in await host.files(paths) if found.state is FileState.ABSENT]
+    async def _lacking(self, host: NodeEngineHost, paths: Sequence[Path]) -> list[FileStatus]:
+        """Return the files that a machine lacks, or has of another size than this one."""
+        own = await run_in_detached_thread(lambda: {path: own_size(path) for path in paths})
+        lacking = []
+        for found in await host.files(paths):
+            sizes = {found.size_bytes, own[found.path]} - {None}
+            if found.state is FileState.ABSENT:
+                lacking.append(found)
+            elif len(sizes) > 1:
+                lacking.append(replace(found, state=FileState.DIFFERENT))
+        return lacking
 
     async def _fetch(self, host: NodeEngineHost, model: str, path: Path) -> None:
         """Have a machine fetch a file, and learn how fast that is."""
@@ -168,6 +188,14 @@ def files_of(order: EngineOrder) -> Iterator[Path]:
             continue
         for number in range(1, int(split[1]) + 1):
             yield path.with_name(_SPLIT.sub(f"-{number:05}-of-{split[1]}", path.name))
+
+
+def own_size(path: Path) -> int | None:
+    """Return the size of a file of this machine; None if there is none. Call it in a thread."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:
+        return None
 
 
 def model_files(entry: ModelEntry) -> Iterator[Path]:

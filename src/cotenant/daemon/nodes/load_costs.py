@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Final
 
 from cotenant.concurrency.background_tasks import BackgroundTasks
+from cotenant.concurrency.detached_thread import run_in_detached_thread
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.active_configuration import ActiveConfiguration
 from cotenant.daemon.core.loop import Loop
-from cotenant.daemon.nodes.files import NodeFiles, model_files
+from cotenant.daemon.nodes.files import NodeFiles, model_files, own_size
 from cotenant.daemon.nodes.hosts import NodeHosts
 from cotenant.daemon.nodes.load_times import LoadTimes
 from cotenant.domain.decisions import Decision, DecisionKind
@@ -44,6 +45,7 @@ class NodeLoadCosts:
         self.times = LoadTimes()
         self._seen: dict[str, dict[Path, FileStatus]] = {}
         self._watched: dict[str, tuple[Path, ...]] = {}
+        self._sizes: dict[Path, int | None] = {}
         self._begun: dict[str, tuple[str, FileState]] = {}
         self._tasks = BackgroundTasks()
 
@@ -52,12 +54,13 @@ class NodeLoadCosts:
         self._seen.setdefault(node, {})
         self._watched.pop(node, None)
         self._watch(node)
+        self._tasks.start(self._measure())
 
     def configured(self) -> None:
         """Ask for the files of the models that are served now."""
         for node in self._seen:
             self._watch(node)
-        self._publish(self._active.models)
+        self._tasks.start(self._measure())
 
     def seen(self, node: str, event: FilesSeen) -> None:
         """Take what a machine reports of its files."""
@@ -105,6 +108,12 @@ class NodeLoadCosts:
             self._watched[node] = wanted
             self._tasks.start(self._ask(node, wanted))
 
+    async def _measure(self) -> None:
+        """Measure the files of this machine, which those of others are compared with."""
+        paths = {path for entry in self._active.models for path in model_files(entry)}
+        self._sizes = await run_in_detached_thread(lambda: {path: own_size(path) for path in paths})
+        self._publish(self._active.models)
+
     async def _ask(self, node: str, paths: Sequence[Path]) -> None:
         try:
             await self._hosts.of(node).watch_files(paths)
@@ -114,11 +123,14 @@ class NodeLoadCosts:
             _LOG.warning("where the files of models are on %s is not known: %s", node, error.message)
 
     def _publish(self, entries: Iterable[ModelEntry]) -> None:
+        changed = {}
         for entry in entries:
             costs = {node: cost for node in self._seen if (cost := self._cost(node, entry)) is not None}
             model = self._loop.scheduler.state.models.get(entry.name)
             if model is not None and model.load_costs != costs:
-                self._loop.post(LoadCostsRead(self._loop.clock.now(), entry.name, costs))
+                changed[entry.name] = costs
+        if changed:
+            self._loop.post(LoadCostsRead(self._loop.clock.now(), changed))
 
     def _statuses(self, node: str, entry: ModelEntry) -> list[FileStatus] | None:
         """Return a model's files on a machine; None if it has none, or the machine has not reported all."""
@@ -134,8 +146,13 @@ class NodeLoadCosts:
         size = _bytes_of(entry)
         absent = [each for each in found if each.state is FileState.ABSENT]
         if absent:
-            present = sum(each.size_bytes or 0 for each in found if each not in absent)
-            return self._cost_of_absent(node, entry, absent, max(0, size - present))
+            return self._cost_of_absent(node, entry, absent)
+        for each in found:
+            own = self._sizes.get(each.path)
+            if own is not None and each.size_bytes is not None and own != each.size_bytes:
+                there, here = format_bytes(each.size_bytes), format_bytes(own)
+                why = f"another file {each.path}: {there} there, {here} on the daemon's machine"
+                return LoadCost(None, FileState.DIFFERENT, why)
         state = min((each.state for each in found), key=_SLOWEST_FIRST.index)
         warm = _warm_share(found)
         seconds = warm * self.times.load_s(entry.name, node, FileState.WARM, size)
@@ -143,9 +160,8 @@ class NodeLoadCosts:
             seconds += (1 - warm) * self.times.load_s(entry.name, node, state, size)
         return LoadCost(_rounded(seconds), state)
 
-    def _cost_of_absent(
-        self, node: str, entry: ModelEntry, absent: Sequence[FileStatus], missing_bytes: int
-    ) -> LoadCost:
+    def _cost_of_absent(self, node: str, entry: ModelEntry, absent: Sequence[FileStatus]) -> LoadCost:
+        missing_bytes = sum(self._sizes.get(each.path) or 0 for each in absent)
         lacks, room_bytes = f"no file {absent[0].path}", absent[0].room_bytes
         for each in absent:
             why_not = self._files.why_not_fetched(each.path)
