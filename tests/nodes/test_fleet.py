@@ -41,6 +41,8 @@ class Agent:
     calls: list[tuple[str, Json]] = field(default_factory=list)
     base: int = 0
     unix_time_s: float | None = None
+    version: str = "1"
+    lease_left_s: float = 60.0
     gate: GateAddress | None = None
 
     async def answer(self, method: str, params: Json) -> object:
@@ -51,9 +53,9 @@ class Agent:
             case "hello":
                 identity = Identity(self.machine, "boot", params["fleet"], self.name)
                 reading = ReadingTaken(Inventory(InventorySource.HOST, (), {}))
-                return HelloAnswer(identity, "1", 1, reading, (), (), self.last, 100.0, 0.0)
+                return HelloAnswer(identity, self.version, 1, reading, (), (), self.last, 100.0, 0.0)
             case "renew":
-                return Stamp(params["stamp"] + 1, 60.0, self.unix_time_s, self.gate)
+                return Stamp(params["stamp"] + 1, self.lease_left_s, self.unix_time_s, self.gate)
             case "poll":
                 after = params["after"]
                 while after == self.last and self.fault is None:

@@ -259,7 +259,8 @@ class NodeStatus:
 
     It has been in its `state` for `since_s`. `silent_s` is how long ago it last answered, `lease_left_s` how
     long its engines would go on without a daemon, and `link_s` how long its last answer took. Its clock is
-    `clock_off_s` ahead of ours. `warnings` are sentences on what else is wrong with it.
+    `clock_off_s` ahead of ours. What starts its agent lists it `ways` times. `refused` says why its agent is
+    not listened to. `warnings` are sentences on what else is wrong with it.
     """
 
     name: str
@@ -276,6 +277,8 @@ class NodeStatus:
     clock_off_s: float | None = None
     version: str | None = None
     machine_id: str | None = None
+    ways: int = 1
+    refused: str | None = None
     warnings: tuple[str, ...] = ()
 
 

@@ -131,7 +131,8 @@ class FleetSettings:
 class NodeFleet:
     """Keeps in touch with every machine. As a Transport it calls a machine by its name, over its last route.
 
-    `problems` are those of routes that lead to no machine, by the route's id.
+    `problems` are those of routes that lead to no machine, by the route's id; `twins` are the names of
+    machines to which a second one leads, and `refused` those that lead to an agent of another version.
     """
 
     launcher: Launcher
@@ -141,6 +142,8 @@ class NodeFleet:
     listener: NodeListener
     nodes: dict[str, Node] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    twins: dict[str, str] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
     _links: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _answered: set[str] = field(default_factory=set)
     _greeted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -212,7 +215,7 @@ class NodeFleet:
             node.route = routes.get(node.route.id, node.route)
         for gone in self._links.keys() - routes.keys():
             self._links.pop(gone).cancel()
-            self.problems.pop(gone, None)
+            self._well(gone)
         for new in routes.keys() - self._links.keys():
             self._links[new] = asyncio.get_running_loop().create_task(self._follow(routes[new]))
 
@@ -235,7 +238,7 @@ class NodeFleet:
             try:
                 node = await self._greet(route)
                 if node is not None:
-                    self.problems.pop(route.id, None)
+                    self._well(route.id)
                     await self._listen(node, route)
             except AgentGone as error:
                 self._note(route, error.message)
@@ -247,6 +250,7 @@ class NodeFleet:
                 self.listener.superseded(error)
                 return
             except (WrongProtocol, BadNodeMessage) as error:
+                self.refused.add(route.id)
                 self._note(route, error.message)
                 pause_s = _RETRY_REFUSED_S
             except CotenantError as error:
@@ -255,6 +259,11 @@ class NodeFleet:
                 _LOG.exception("following %s failed unexpectedly", route.name)
                 pause_s = _RETRY_REFUSED_S
             await asyncio.sleep(pause_s)
+
+    def _well(self, route: str) -> None:
+        self.problems.pop(route, None)
+        self.twins.pop(route, None)
+        self.refused.discard(route)
 
     def _note(self, route: Route, problem: str) -> None:
         if self.problems.get(route.id) != problem:
@@ -286,6 +295,7 @@ class NodeFleet:
             node = Node(self._name_of(hello), hello, route, liveness, hello.stamp)
             self.nodes[node.name] = node
         elif node.route.id != route.id and node.route.id in self._links and not self._may_replace(node, now):
+            self.twins[route.id] = node.name
             self._note(
                 route,
                 f"it is the machine {node.name}, which Ray knows twice: a raylet was started again there",

@@ -60,15 +60,22 @@ def test_what_is_wrong_with_a_machine_that_answers_is_told_until_it_is_clearly_o
     )
 
 
-def test_the_same_machine_under_two_names_is_told_of_both() -> None:
-    alerts = Alerts(AlertSettings(), ManualClock())
-    alerts.nodes([FINE, replace(FINE, name="b-2")], EXPECTED)
-    assert {(alert.kind, alert.subject) for alert in alerts.active()} == {
-        (AlertKind.NODE_TWICE, "b"),
-        (AlertKind.NODE_TWICE, "b-2"),
-    }
-    alerts.nodes([FINE, replace(FINE, name="b-2", state=NodeState.LOST)], EXPECTED)
-    assert [alert.kind for alert in alerts.active()] == [AlertKind.NODE_LOST]
+def test_a_machine_that_ray_lists_twice_is_told_until_it_is_there_once() -> None:
+    assert seen(FINE, replace(FINE, ways=2), FINE) == [
+        (AlertKind.NODE_TWICE, True, "Ray lists b 2 times, and it is one machine"),
+        (AlertKind.NODE_TWICE, False, "b is there once again"),
+    ]
+
+
+def test_a_machine_that_never_answered_is_lost_since_the_start_and_a_refused_one_is_not() -> None:
+    never = NodeStatus("b", NodeState.LOST)
+    refused = replace(never, refused="the agent of b is Cotenant 0.9 (protocol 1), the daemon is 1.0")
+    assert seen(never, refused, FINE) == [
+        (AlertKind.NODE_LOST, True, "b is lost: it has not answered since the daemon began"),
+        (AlertKind.NODE_VERSION, True, "the agent of b is Cotenant 0.9 (protocol 1), the daemon is 1.0"),
+        (AlertKind.NODE_LOST, False, "b answers again, or is missed no more"),
+        (AlertKind.NODE_VERSION, False, "b runs the daemon's version"),
+    ]
 
 
 def test_a_launcher_that_is_down_is_one_alert_of_its_own() -> None:

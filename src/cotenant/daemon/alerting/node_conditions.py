@@ -1,6 +1,5 @@
 """What is wrong with machines now, by what is known of each."""
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -49,18 +48,20 @@ def conditions(
     """
     if launcher_problem is not None:
         yield (AlertKind.LAUNCHER_DOWN, "ray"), f"machines cannot be reached through Ray: {launcher_problem}"
-    machines = Counter(node.machine_id for node in nodes if node.machine_id and node.state in _ANSWERS)
     for node in nodes:
-        name, silent = node.name, format_duration(node.silent_s or 0.0)
+        name = node.name
+        for_s = "since the daemon began" if node.silent_s is None else f"for {format_duration(node.silent_s)}"
+        if node.refused is not None:
+            yield (AlertKind.NODE_VERSION, name), node.refused
+            continue
         if node.state is NodeState.SUSPECT:
-            yield (AlertKind.NODE_SILENT, name), f"{name} has not answered for {silent}"
+            yield (AlertKind.NODE_SILENT, name), f"{name} has not answered {for_s}"
         if node.state is NodeState.LOST:
-            yield (AlertKind.NODE_LOST, name), f"{name} is lost: it has not answered for {silent}"
+            yield (AlertKind.NODE_LOST, name), f"{name} is lost: it has not answered {for_s}"
         if node.state not in _ANSWERS:
             continue
-        if node.machine_id is not None and machines[node.machine_id] > 1:
-            twins = [each.name for each in nodes if each.machine_id == node.machine_id]
-            yield (AlertKind.NODE_TWICE, name), f"{' and '.join(twins)} are the same machine"
+        if node.ways > 1:
+            yield (AlertKind.NODE_TWICE, name), f"Ray lists {name} {node.ways} times, and it is one machine"
         if node.version is not None and node.version != expected.version:
             text = f"{name} runs version {node.version}, and the daemon {expected.version}"
             yield (AlertKind.NODE_VERSION, name), text

@@ -1,7 +1,9 @@
 """The machines as operators see and order them."""
 
+from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 from cotenant import __version__
 from cotenant.config.configuration import ModelEntry
@@ -18,19 +20,23 @@ from cotenant.domain.errors import BadRequest, UnknownNode
 from cotenant.domain.hub import PullStep, hub_name
 from cotenant.domain.moves import MovePlan
 from cotenant.domain.nodes import NodeUnreachable
+from cotenant.domain.units import format_duration
 from cotenant.nodes.engine_host import NodeEngineHost
 from cotenant.nodes.fleet import Node
 from cotenant.nodes.liveness import Liveness
+from cotenant.planning.ledger import DeviceReading
 from cotenant.scheduling.events import NodeLost
 
-_CLOCK_S = 1.0
+_FIRST_S: Final = 20.0
+"""How long machines have to answer at the start before that is news: their agents may have to be started."""
+_CLOCK_S: Final = 1.0
 """A clock that is off by more makes times in logs and caches hard to compare."""
 
 
 class FleetBook:
     """The gateway's `Machines` over those of a fleet: the ones that answered, and those of earlier runs.
 
-    It tells `alerts` of them whenever one is measured, appears or is silent.
+    It tells `alerts` of them every second: what is left of a lease changes though nobody says anything.
     """
 
     def __init__(self, parts: NodeParts, loop: Loop, mover: FleetMover, alerts: Alerts) -> None:
@@ -38,8 +44,9 @@ class FleetBook:
         self._loop = loop
         self._mover = mover
         self._alerts = alerts
-        parts.machines.listeners.append(self._alert)
-        parts.cards.listeners.append(lambda _: self._alert())
+        self._began = loop.clock.now()
+        parts.watchers.append(self.alert)
+        parts.machines.listeners.append(self.alert)
 
     @property
     def problem(self) -> str | None:
@@ -48,17 +55,30 @@ class FleetBook:
 
     def nodes(self) -> Sequence[NodeStatus]:
         """Every machine that is known, and the ways that lead to none yet."""
-        fleet = self._parts.fleet
-        found = [self._status(node) for node in fleet.nodes.values()]
-        routes = {route.id: route for route in fleet.launcher.routes}
-        missing = {name: NodeStatus(name, NodeState.LOST) for name in self._parts.known - fleet.nodes.keys()}
-        for id_, problem in fleet.problems.items():
-            route = routes.get(id_)
-            if route is None or route.name in fleet.nodes:
-                continue
-            before = missing.get(route.name) or NodeStatus(route.name, NodeState.LOST)
-            missing[route.name] = replace(before, address=route.address, warnings=(problem,))
-        return sorted([*found, *missing.values()], key=lambda status: status.name)
+        fleet, readings = self._parts.fleet, self._loop.scheduler.state.ledger.readings.values()
+        cards: dict[str | None, list[DeviceReading]] = {}
+        for reading in readings:
+            cards.setdefault(reading.device.node, []).append(reading)
+        engines = Counter(run.placement.node for run in self._loop.effects.running.values())
+        found = {
+            name: self._status(node, cards.get(name, ()), engines[name]) for name, node in fleet.nodes.items()
+        }
+        for name in self._parts.known - found.keys():
+            found[name] = NodeStatus(name, NodeState.LOST)
+        ways = {node.route.id: node.name for node in fleet.nodes.values()}
+        # Ray lists a machine twice for a while after its raylet was started again.
+        twins = {node.route.address: node.name for node in fleet.nodes.values()}
+        for route in fleet.launcher.routes:
+            name = ways.get(route.id) or fleet.twins.get(route.id) or twins.get(route.address) or route.name
+            status = found.get(name) or NodeStatus(name, NodeState.LOST)
+            problem, node = fleet.problems.get(route.id), fleet.nodes.get(name)
+            if node is not None and node.route.id != route.id:
+                found[name] = replace(status, ways=status.ways + 1)
+            elif problem is not None:
+                refused = problem if route.id in fleet.refused else None
+                told = (problem, *status.warnings)
+                found[name] = replace(status, address=route.address, refused=refused, warnings=told)
+        return sorted(map(_with_ways, found.values()), key=lambda status: status.name)
 
     def plan_drain(self, name: str) -> Sequence[MovePlan]:
         """What would become of each model on a machine that is drained. Raises UnknownNode."""
@@ -118,20 +138,22 @@ class FleetBook:
             raise NodeUnreachable(f"{name} has not answered yet", hint="Whether it does: cotenant nodes list")
         raise UnknownNode(f"there is no machine {name[:80]!r}", hint=self._known())
 
-    def _alert(self) -> None:
-        expected = Expected(__version__, self._parts.fleet.settings.rules.lease_s)
-        self._alerts.nodes(self.nodes(), expected, self._parts.fleet.launcher.problem)
+    def alert(self) -> None:
+        """Tell the alerts what is wrong now; at the start, machines and Ray have a while to answer."""
+        fleet, nodes, problem = self._parts.fleet, self.nodes(), self.problem
+        if self._loop.clock.now() < self._began + _FIRST_S:
+            nodes = [node for node in nodes if node.name in fleet.nodes or node.refused is not None]
+            problem = problem if fleet.nodes else None
+        self._alerts.nodes(nodes, Expected(__version__, fleet.settings.rules.lease_s), problem)
 
-    def _status(self, node: Node) -> NodeStatus:
+    def _status(self, node: Node, cards: Sequence[DeviceReading], engines: int) -> NodeStatus:
         now, hello = self._loop.clock.now(), node.hello
-        ledger = self._loop.scheduler.state.ledger
-        cards = [r for r in ledger.readings.values() if r.device.node == node.name]
+        drained = self._loop.scheduler.state.ledger.drained
         gpus = [reading for reading in cards if reading.device.kind is not DeviceKind.HOST]
         state = NodeState(node.state.value)
-        if state is NodeState.READY and cards and all(r.device.id in ledger.drained for r in cards):
+        if state is NodeState.READY and cards and all(r.device.id in drained for r in cards):
             state = NodeState.DRAINED
         free = [reading.free_bytes for reading in gpus if reading.free_bytes is not None]
-        running = self._loop.effects.running.values()
         clock = abs(node.behind_s)
         warnings = [*node.route.warnings, *hello.problems]
         if clock > _CLOCK_S:
@@ -141,16 +163,20 @@ class FleetBook:
             warnings.append(f"its gate stays as it was: {node.gate_problem}")
         if hello.version != __version__:
             warnings.append(f"it runs Cotenant {hello.version}, and the daemon {__version__}")
+        rules, silent_s = self._parts.fleet.settings.rules, node.liveness.silent_s(now)
+        left_s = max(0.0, node.lease_left_s - silent_s)
+        if node.state is Liveness.READY and left_s < rules.lease_s / 3:
+            warnings.append(f"its engines end in {format_duration(left_s)}, unless it hears of the daemon")
         return NodeStatus(
             node.name,
             state,
             since_s=now - node.liveness.since,
-            silent_s=None if node.state is Liveness.READY else node.liveness.silent_s(now),
+            silent_s=None if node.state is Liveness.READY else silent_s,
             address=node.route.address,
             cards=len(gpus),
             free_bytes=sum(free) if free else None,
-            engines=sum(run.placement.node == node.name for run in running),
-            lease_left_s=max(0.0, node.lease_left_s - node.liveness.silent_s(now)),
+            engines=engines,
+            lease_left_s=left_s,
             link_s=node.link_s,
             clock_off_s=-node.behind_s,
             version=hello.version,
@@ -167,3 +193,10 @@ class FleetBook:
 
     def _known(self) -> str:
         return f"There are: {', '.join(status.name for status in self.nodes()) or 'none'}."
+
+
+def _with_ways(status: NodeStatus) -> NodeStatus:
+    if status.ways == 1:
+        return status
+    told = f"Ray lists it {status.ways} times, as for ten minutes after a raylet was started again"
+    return replace(status, warnings=(*status.warnings, told))

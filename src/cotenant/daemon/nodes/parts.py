@@ -1,5 +1,6 @@
 """The parts of a daemon that uses other machines, connected with each other."""
 
+import asyncio
 import importlib.util
 import logging
 import shutil
@@ -35,6 +36,7 @@ from cotenant.store.store import Store
 
 _LOG = logging.getLogger(__name__)
 _NOTICED_S: Final = 1.0
+_WATCH_S: Final = 1.0
 _KEY: Final = "nodes"
 _FIRST_S: Final = 15.0
 """How long machines have to answer before requests are: an agent that is started takes seconds."""
@@ -67,6 +69,7 @@ class NodeParts:
         self._secrets = secrets
         program = None if options.llama_server is None else shutil.which(options.llama_server)
         self._llama_server = None if program is None else Path(program).absolute()
+        self.watchers: list[Callable[[], None]] = []
         self._known: set[str] = set()
         self._tasks = BackgroundTasks()
         self._superseded = False
@@ -175,8 +178,21 @@ class NodeParts:
         return self._fleet
 
     async def run(self) -> None:
-        """Keep in touch with the machines until cancelled."""
-        await self.fleet.run()
+        """Keep in touch with the machines until cancelled, and call the watchers every second."""
+
+        async def watch() -> None:
+            while True:
+                await asyncio.sleep(_WATCH_S)
+                try:
+                    for watcher in self.watchers:
+                        watcher()
+                except Exception:
+                    # What only watches must not end what serves.
+                    _LOG.exception("watching the machines failed unexpectedly")
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.fleet.run())
+            tasks.create_task(watch())
 
     async def first(self) -> None:
         """Return once the machines of the last run, or any if it had none, have answered, or time is up."""
