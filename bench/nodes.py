@@ -1,6 +1,6 @@
 """What several machines cost: memory of an agent, latency of a call through Ray, and CPU at rest.
 
-`python -m bench.nodes`, as root with Ray installed (`make test-ray` does that): three network namespaces with
+`python -m bench.nodes`, as root with Ray installed, which `make test` needs, too: three network namespaces with
 a Ray each. A call through Ray is compared with the same call straight to an agent's socket.
 """
 

@@ -45,12 +45,17 @@ def pytest_pyfunc_call(pyfuncitem):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Tell, in red, the reasons of skips that say "cannot be tested here", whichever process met them."""
+    """Tell, in red, the reasons of skips that say "cannot be tested here", whichever process met them.
+
+    So are the properties "not tested" of tests that did not test all that they could.
+    """
     reasons = Counter(
         report.longrepr[2].removeprefix("Skipped: ")
         for report in terminalreporter.getreports("skipped")
         if "cannot be tested here" in report.longrepr[2]
     )
+    for report in terminalreporter.getreports("passed"):
+        reasons.update(why for name, why in report.user_properties if name == "not tested")
     if reasons:
         terminalreporter.section("NOT TESTED", red=True, bold=True)
         for reason, tests in reasons.most_common():

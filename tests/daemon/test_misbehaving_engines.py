@@ -157,4 +157,5 @@ def test_memory_that_does_not_come_back_is_given_up_and_its_holder_named(
         (told,) = [d for d in story(daemon, "first") if d["kind"] == "not_freed"]
         assert re.search(r"heir \(pid \d+, 600 MiB\)", told["text"]), told
         machine.end_heirs()
-        wait_until(lambda: ask(daemon, "second").status == 200)
+        # Up to ten seconds: while no engine runs, cards are read that seldom.
+        wait_until(lambda: ask(daemon, "second").status == 200, every_s=0.25)

@@ -15,7 +15,7 @@ from tests.support.nodes.ray_bed import RayBed, ray_bed
 def bed() -> Iterator[RayBed]:
     """Three machines; tests leave them as they found them."""
     if importlib.util.find_spec("ray") is None:
-        pytest.skip("several machines cannot be tested here: Ray is not installed (make test-ray)")
+        pytest.skip("several machines cannot be tested here: Ray is not installed")
     # Not in pytest's folder: the paths of sockets must be short.
     with tempfile.TemporaryDirectory(prefix="ct") as folder, ray_bed(Path(folder)) as made:
         yield made

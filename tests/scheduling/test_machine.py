@@ -284,7 +284,7 @@ class MovingMachine(Machine):
         self.move(name, {0, 1} - on or {0})
 
 
-Machine.TestCase.settings = settings(max_examples=250, stateful_step_count=60, deadline=None)
+Machine.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
 TestMachine = pytest.mark.slow(Machine.TestCase)
 MovingMachine.TestCase.settings = settings(max_examples=75, stateful_step_count=60, deadline=None)
 TestMovingMachine = pytest.mark.slow(MovingMachine.TestCase)

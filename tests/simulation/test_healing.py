@@ -15,7 +15,7 @@ from cotenant.simulation.models import Client, Outcome, Request
 from cotenant.simulation.world import ContractViolation
 from tests.simulation.seeded import ALL_FAULTS, Mover, SeededWorld, seeded_world, wait_bound_s
 
-_SEEDS: Final = int(os.environ.get("COTENANT_SIM_SEEDS", "200"))
+_SEEDS: Final = int(os.environ.get("COTENANT_SIM_SEEDS", "120"))
 _REQUESTS_EACH: Final = 3
 _MOVES_EVERY_S: Final = 4.0
 _LATER_S: Final = 60.0

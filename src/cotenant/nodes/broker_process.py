@@ -27,8 +27,12 @@ _JOIN_S: Final = 120.0
 _PROMPT: Final = {
     "RAY_grpc_client_keepalive_time_ms": "2000",
     "RAY_grpc_client_keepalive_timeout_ms": "5000",
+    "RAY_grpc_client_idle_timeout_ms": "1000",
 }
-"""Has the broker make a connection anew that a partition has silenced: TCP tries it ever more rarely."""
+"""Has the broker make a connection anew that a partition has silenced: TCP tries it ever more rarely.
+
+gRPC tries a new one ever more rarely, too, up to every two minutes, unless it forgets an idle one first.
+"""
 _SPARE_S: Final = 3.0
 """How much longer than the broker itself we wait for it: it says more about what did not answer."""
 

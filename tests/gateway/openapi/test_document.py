@@ -188,7 +188,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
         ran = subprocess.run(
             [
                 *(sys.executable, "-m", "schemathesis.cli", "run", f"{address}/openapi.json"),
-                *("--max-examples", "15", "--checks", "all", "--no-color", "--suppress-health-check", "all"),
+                *("--max-examples", "10", "--checks", "all", "--no-color", "--suppress-health-check", "all"),
                 *("--phases", "examples,coverage,fuzzing,stateful"),
             ],
             cwd=tmp_path,

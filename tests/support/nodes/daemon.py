@@ -10,14 +10,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cotenant.ray.environment import TOKEN_PATH
 from tests.support.nodes.machines import Machine
 from tests.support.nodes.ray_bed import RayBed
 from tests.support.waiting import wait_until
 
-_PORT = 8080
+_PORT: Final = 8080
 ENGINE = r"cotenant\.engines\.llama_cpp\.worker"
 
 
@@ -30,6 +30,7 @@ class Daemon:
     folder: Path
     config: Path
     fleet: str
+    port: int
     token: Path | None = None
     process: subprocess.Popen[bytes] | None = None
     logged: int = 0
@@ -42,7 +43,7 @@ class Daemon:
             self.machine.address,
             self.machine.folder,
             self.machine.namespace,
-            {"COTENANT_STATE_DIR": str(self.folder), "COTENANT_TEST_MACHINE": str(self.machine.folder)},
+            {"COTENANT_STATE_DIR": str(self.folder), "TEST_MACHINE": str(self.machine.folder)},
         )
         argv = [
             sys.executable,
@@ -87,7 +88,7 @@ class Daemon:
     @property
     def url(self) -> str:
         """Where it serves."""
-        return f"http://{self.machine.address}:{_PORT}"
+        return f"http://{self.machine.address}:{self.port}"
 
     @property
     def log(self) -> str:
@@ -97,7 +98,7 @@ class Daemon:
 
     def get(self, path: str, body: object = None, timeout_s: float = 60.0) -> Any:
         """Return the answer to a request, or raise OSError, or ValueError for a status but 200."""
-        connection = http.client.HTTPConnection(self.machine.address, _PORT, timeout=timeout_s)
+        connection = http.client.HTTPConnection(self.machine.address, self.port, timeout=timeout_s)
         with contextlib.closing(connection):
             headers = {"content-type": "application/json"}
             data = None if body is None else json.dumps(body)
@@ -161,18 +162,19 @@ def daemon_on(
     number = len(list(bed.folder.glob("daemon*")))
     folder = bed.folder / f"daemon{number}"
     folder.mkdir()
-    fleet = fleet or f"f{number}"
+    fleet, machine = fleet or f"f{number}", bed.machines[name]
+    port = machine.port(_PORT)
     config = folder / "cotenant.yaml"
     entries = [{"path": str(model), **each} for each in models]
     config.write_text(
-        f"server: {{host: 0.0.0.0, port: {_PORT}}}\n"
+        f"server: {{host: {machine.address}, port: {port}}}\n"
         "devices: {reserve_mib: 100, min_budget_mib: 100}\n"
         f"nodes: {{address: '{bed.address}', lease: {lease}, fleet: {fleet}, gate_port: 0, "
         f"suspect_after: {suspect_after}, lost_after: {lost_after}}}\n"
         f"models: {json.dumps(entries)}\n",
         encoding="utf-8",
     )
-    daemon = Daemon(bed, bed.machines[name], folder, config, fleet, token)
+    daemon = Daemon(bed, machine, folder, config, fleet, port, token)
     try:
         daemon.start()
         yield daemon
@@ -185,5 +187,5 @@ def daemon_on(
     finally:
         if daemon.process is not None:
             daemon.kill()
-        for machine in bed.machines.values():
-            machine.kill(rf"cotenant\.cli\.main agent --fleet {fleet} |ray::Shim|{ENGINE}")
+        for each in bed.machines.values():
+            each.kill(rf"cotenant\.cli\.main agent --fleet {fleet} |ray::Shim|{ENGINE}")

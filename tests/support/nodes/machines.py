@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ _PREFIX = "ct"
 
 @functools.cache
 def namespaces_allowed() -> bool:
-    """Whether this user may make network namespaces, and link them."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
+    """Whether this user may make network namespaces, and link them; COTENANT_TEST_LOOPBACK says no."""
+    if os.environ.get("COTENANT_TEST_LOOPBACK") or os.geteuid() != 0 or shutil.which("ip") is None:
         return False
     name = f"{_PREFIX}{os.getpid()}try"
     made = _ip("netns", "add", name, check=False)
@@ -49,6 +50,15 @@ class Machine:
     folder: Path
     namespace: str | None
     environment: dict[str, str]
+
+    def port(self, usual: int) -> int:
+        """Return the usual port, or any that is free if the machine shares its ports with others."""
+        if self.namespace:
+            return usual
+        with socket.socket() as sock:
+            sock.bind((self.address, 0))
+            found: int = sock.getsockname()[1]
+            return found
 
     def command(self, argv: Sequence[str]) -> list[str]:
         """Return the command that runs another on this machine."""
@@ -117,9 +127,14 @@ class Machine:
                 ["ip", "netns", "pids", self.namespace], capture_output=True, check=False, text=True
             )
             return [pid for pid in map(int, listed.stdout.split()) if alive(pid)]
-        mark = f"COTENANT_TEST_MACHINE={self.folder}".encode()
-        pids = map(int, filter(str.isdecimal, os.listdir("/proc")))
-        return [pid for pid in pids if mark in _environment(pid) and alive(pid)]
+        mark = f"TEST_MACHINE={self.folder}".encode()
+        pids = sorted(pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if alive(pid))
+        found = {pid for pid in pids if mark in _environment(pid)}
+        # The environment of an engine is made anew: it is found by its parents.
+        parents = {pid: _parent(pid) for pid in pids}
+        while more := {pid for pid, parent in parents.items() if parent in found} - found:
+            found |= more
+        return sorted(found)
 
 
 @contextlib.contextmanager
@@ -144,7 +159,7 @@ def machines(folder: Path, names: Sequence[str] = ("a", "b", "c")) -> Iterator[d
             machine_id = f"{os.getpid():016x}{own_number + number:016x}"
             environment = {
                 "COTENANT_STATE_DIR": str(home / "state"),
-                "COTENANT_TEST_MACHINE": str(home),
+                "TEST_MACHINE": str(home),
                 "COTENANT_MACHINE_ID": machine_id,
                 "COTENANT_NODE": name,
             }
@@ -203,6 +218,13 @@ def _command_line(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return ""
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+    except OSError:
+        return None
 
 
 def _environment(pid: int) -> list[bytes]:

@@ -13,7 +13,6 @@ from tests.support.gpus.paper_machine import PaperMachine
 from tests.support.nodes.machines import Machine, machines
 from tests.support.waiting import wait_until
 
-HEAD_PORT = 6379
 RAYLET = r"raylet/raylet "
 GCS = r"gcs/gcs_server "
 AGENT = r"cotenant\.cli\.main agent "
@@ -28,6 +27,7 @@ class RayBed:
     folder: Path
     machines: dict[str, Machine]
     cards: dict[str, PaperMachine]
+    port: int
     rays: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -38,7 +38,7 @@ class RayBed:
     @property
     def address(self) -> str:
         """Where the head listens."""
-        return f"{self.machines[self.head].address}:{HEAD_PORT}"
+        return f"{self.machines[self.head].address}:{self.port}"
 
     def environment(self, *, head: bool = False) -> dict[str, str]:
         """Return what Ray, and who calls it, is started with: nothing of the test's own Cotenant."""
@@ -48,7 +48,7 @@ class RayBed:
     def start_ray(self, name: str, **instead: str) -> None:
         """Start Ray on a machine; `instead` replaces variables, empty ones are left out."""
         machine, head = self.machines[name], name == self.head
-        where = ("--head", "--port", str(HEAD_PORT), "--include-dashboard=false") if head else ()
+        where = ("--head", "--port", str(self.port), "--include-dashboard=false") if head else ()
         argv = [
             *(str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"),
             *(where or ("--address", self.address)),
@@ -56,6 +56,8 @@ class RayBed:
             # Ray refuses to share a session's folder between nodes of one file system.
             *("--temp-dir", str(machine.folder), "--object-store-memory", "80000000"),
             "--include-log-monitor=false",
+            # Any that are free: machines without a namespace share their ports.
+            *("--min-worker-port", "0", "--max-worker-port", "0"),
         ]
         if head:
             # Ray takes nodes of other machines, which it sees in /proc here, for a head that runs.
@@ -90,7 +92,7 @@ def ray_bed(folder: Path, names: Sequence[str] = ("a", "b", "c"), **instead: str
     token.write_text(os.urandom(32).hex())
     with machines(folder, names) as made:
         cards = {name: _card(machine) for name, machine in made.items()}
-        bed = RayBed(folder, made, cards)
+        bed = RayBed(folder, made, cards, made[names[0]].port(6379))
         try:
             for name in made:
                 bed.start_ray(name, **instead)
