@@ -1,7 +1,7 @@
 """What several machines cost: memory of an agent, latency of a call through Ray, and CPU at rest.
 
-`python -m bench.nodes`, as root in the environment of `make test`: three network namespaces with a Ray each. A
-call through Ray is compared with the same call straight to an agent's socket.
+`python -m bench.nodes`, as root in the environment of `make test`: three network namespaces with a Ray each.
+A call through Ray is compared with the same call straight to an agent's socket.
 """
 
 import asyncio
