@@ -14,6 +14,7 @@ from cotenant.domain.units import format_duration
 from cotenant.planning.device_needs import DeviceNeeds, Fit
 from cotenant.planning.host_memory import placement_bytes
 from cotenant.planning.machines import place_on_a_machine
+from cotenant.scheduling.changes import Changes
 from cotenant.scheduling.model_state import Attempt, ModelState, longest_wait_s
 from cotenant.scheduling.requests import refuse
 from cotenant.scheduling.reservations import cancel, drain_credit_s, end_reservation, reserve
@@ -204,15 +205,19 @@ def _is_due(now: _Pass, model: ModelState) -> bool:
     ):
         model.tried = None
         return True
-    latest = next(reversed(state.touched), None)
-    return latest is not None and state.touched[latest] >= tried.step
+    return _changes_for(state, tried).any_since(tried.step)
+
+
+def _changes_for(state: State, tried: Attempt) -> Changes:
+    """Return the changes that matter to a model that was tried: one behind a load evicts nothing."""
+    return state.resized if tried.behind else state.touched
 
 
 def _place(now: _Pass, model: ModelState, out: Outbox) -> None:
     state, tried = now.state, model.tried
     among: list[DeviceId] | None = None
     if tried is not None:
-        among = state.touched_since(tried.step)
+        among = _changes_for(state, tried).since(tried.step)
         hosts = [device for device in among if is_host(device) and device not in state.ledger.readings]
         among = [device for device in among if device not in hosts]
         if hosts and tried.for_host:

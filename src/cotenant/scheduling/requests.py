@@ -90,7 +90,7 @@ def released(state: State, lease: LeaseId, out: Outbox) -> None:
     elif model.whole.queue:
         dispatch(state, model.whole, out)
     if residency.idle:
-        state.touch(residency.bytes_by_device)
+        state.touch(residency.bytes_by_device, resized=False)
     state.watch_keep_alive(model.whole)
 
 

@@ -340,7 +340,7 @@ class Scheduler:
         self.state.watch_keep_alive(model)
         residency = self.state.residency_of(model)
         if residency is not None:
-            self.state.touch(residency.bytes_by_device)
+            self.state.touch(residency.bytes_by_device, resized=False)
         moving = (
             model.spec.name in self.state.reservations and self.state.reservations[model.spec.name].reload
         )

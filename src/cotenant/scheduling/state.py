@@ -2,7 +2,7 @@
 
 import math
 from bisect import insort
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -12,6 +12,7 @@ from cotenant.domain.devices import DeviceId
 from cotenant.domain.errors import UnknownModel
 from cotenant.domain.residencies import LeaseId, ResidencyId, ResidencyState, TicketId
 from cotenant.planning.ledger import Ledger
+from cotenant.scheduling.changes import Changes
 from cotenant.scheduling.commands import Command, PublishDecision
 from cotenant.scheduling.deadlines import Deadlines
 from cotenant.scheduling.demand import GapHistogram
@@ -64,8 +65,9 @@ class State:
     seen free. `by_state` are the ids of the residencies, `idle` those that nothing uses, the longest idle
     first. `deadlines` are those of tickets, `keep_alives` those of idle models, `reclaims` when claims of
     gone engines end at the latest, `advice_ends` those of advice by model. `touched` are the devices where
-    something has changed for cold models, each with the last step at which it did, the latest last. `copied`
-    are the models that may have several copies.
+    something has changed for models that wait for room, `resized` those where their room itself may have:
+    that is all that matters to one that waits for a load. `copied` are the models that may have several
+    copies.
     """
 
     settings: SchedulerSettings
@@ -96,7 +98,8 @@ class State:
     )
     idle: dict[ResidencyId, None] = field(default_factory=dict)
     step: int = 0
-    touched: OrderedDict[DeviceId, int] = field(default_factory=OrderedDict)
+    touched: Changes = field(default_factory=Changes)
+    resized: Changes = field(default_factory=Changes)
     deadlines: Deadlines[TicketId] = field(init=False)
     keep_alives: Deadlines[ResidencyId] = field(init=False)
     reclaims: Deadlines[ResidencyId] = field(init=False)
@@ -130,26 +133,21 @@ class State:
         """Return the residency of a model, if it has one."""
         return None if model.residency is None else self.residencies[model.residency]
 
-    def touch(self, devices: Iterable[DeviceId]) -> None:
-        """Record that something has changed on devices which matters for models that wait for room."""
+    def touch(self, devices: Iterable[DeviceId], *, resized: bool = True) -> None:
+        """Record that something has changed on devices which matters for models that wait for room.
+
+        Unless it is `resized`, only what may be evicted there has.
+        """
         for device in devices:
-            self.touched[device] = self.step
-            self.touched.move_to_end(device)
+            self.touched.note(device, self.step)
+            if resized:
+                self.resized.note(device, self.step)
 
     def take_changes(self) -> None:
         """Begin a step: record what has changed in the ledger since the last one."""
         self.touch(self.ledger.changed)
         self.ledger.changed.clear()
         self.step += 1
-
-    def touched_since(self, step: int) -> list[DeviceId]:
-        """Return the devices where something has changed since a step."""
-        found = []
-        for device in reversed(self.touched):
-            if self.touched[device] < step:
-                break
-            found.append(device)
-        return found
 
     def want(self, model: ModelState, why: str) -> None:
         """Have a model loaded though no request waits."""
@@ -352,7 +350,7 @@ class State:
         if not model.queue:
             for copy in model.all_copies:
                 if copy.residency is not None:
-                    self.touch(self.residencies[copy.residency].bytes_by_device)
+                    self.touch(self.residencies[copy.residency].bytes_by_device, resized=False)
 
 
 class Outbox:
