@@ -136,7 +136,7 @@ _SIBLINGS: dict[str, dict[str, set[str]]] = {
     },
     "hardware": {"gpus": set(), "model_cache": {"gpus"}, "mps": set()},
     "config": {"values": set()},
-    "scheduling": {"queries": set(), "copies": set()},
+    "scheduling": {"queries": set(), "copies": set(), "tracking": set()},
     "services": {"assign": set(), "compose": set()},
     "store": {"services": set(), "migrations": set()},
 }
@@ -165,6 +165,7 @@ _ENTRANCES: dict[str, set[str]] = {
     },
     "scheduling.copies": {"serving"},
     "scheduling.queries": {"fragmentation", "warm_ranking"},
+    "scheduling.tracking": {"changes", "deadlines"},
     "services.compose": {"command", "compose_files", "container_events", "importing", "orchestrator"},
 }
 _MAX_FILES = 25

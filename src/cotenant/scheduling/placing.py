@@ -14,12 +14,12 @@ from cotenant.domain.units import format_duration
 from cotenant.planning.device_needs import DeviceNeeds, Fit
 from cotenant.planning.host_memory import placement_bytes
 from cotenant.planning.machines import place_on_a_machine
-from cotenant.scheduling.changes import Changes
 from cotenant.scheduling.model_state import Attempt, ModelState, longest_wait_s
 from cotenant.scheduling.requests import refuse
 from cotenant.scheduling.reservations import cancel, drain_credit_s, end_reservation, reserve
 from cotenant.scheduling.room import Room, never_fits, obstacles, on_emptied_host
 from cotenant.scheduling.state import Outbox, State
+from cotenant.scheduling.tracking.changes import Changes
 from cotenant.scheduling.transitions import start
 from cotenant.scheduling.victims import Victims, VictimSearch
 

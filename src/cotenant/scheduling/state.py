@@ -12,14 +12,14 @@ from cotenant.domain.devices import DeviceId
 from cotenant.domain.errors import UnknownModel
 from cotenant.domain.residencies import LeaseId, ResidencyId, ResidencyState, TicketId
 from cotenant.planning.ledger import Ledger
-from cotenant.scheduling.changes import Changes
 from cotenant.scheduling.commands import Command, PublishDecision
-from cotenant.scheduling.deadlines import Deadlines
 from cotenant.scheduling.demand import GapHistogram
 from cotenant.scheduling.model_spec import SchedulerSettings
 from cotenant.scheduling.model_state import ModelState, Reservation, Ticket
 from cotenant.scheduling.policy import Policy
 from cotenant.scheduling.residency import Residency
+from cotenant.scheduling.tracking.changes import Changes
+from cotenant.scheduling.tracking.deadlines import Deadlines
 
 _RECENT_WAITS: Final = 200
 _OVERDUE_TIMES: Final = 3.0
