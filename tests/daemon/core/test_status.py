@@ -3,6 +3,7 @@
 import contextlib
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 
 from cotenant.daemon.core.status import device_statuses
 from cotenant.domain.devices import Device, DeviceId, DeviceKind, GpuProcess, Reading
@@ -28,3 +29,16 @@ def test_a_child_of_an_engine_is_no_stranger_on_the_card():
         (card,) = device_statuses(state, {CARD.id: Reading(CARD.id, 0.0, processes=held)}, lambda _: {engine})
     assert card.processes is not None
     assert [process.pid for process in card.processes] == [stranger]
+
+
+def test_for_how_long_a_machine_is_silent_is_as_of_now_and_other_reasons_are_as_they_were():
+    state = Scheduler(SchedulerSettings()).state
+    for node in ("b", "c"):
+        on_it = replace(CARD, id=DeviceId(f"GPU-{node}"), node=node)
+        state.ledger.readings[on_it.id] = DeviceReading(on_it, 0.0, capacity_bytes=1, free_bytes=1)
+    state.ledger.silent.update(b="node b has not answered for 3.0 s", c="the agent of c has ended")
+    told = device_statuses(state, {}, silent_s=lambda node: 8.0)
+    assert [each.left_out for each in told] == [
+        "node b has not answered for 8.0 s",
+        "the agent of c has ended",
+    ]

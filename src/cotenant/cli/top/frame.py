@@ -17,6 +17,7 @@ from cotenant.cli.ps import (
 )
 from cotenant.cli.table import Column, table_lines
 from cotenant.cli.top.view import Choices, Snapshot
+from cotenant.domain.alerts import AlertKind
 from cotenant.domain.devices import Sensors
 from cotenant.domain.units import GIB
 
@@ -122,9 +123,15 @@ def _title(snapshot: Snapshot, choices: Choices, address: str) -> Line:
 
 
 def _alerts(snapshot: Snapshot) -> list[Line]:
-    lines = [Line(f"! {alert['text']}", Style.BAD) for alert in snapshot.alerts[:3]]
-    if len(snapshot.alerts) > 3:
-        lines.append(Line(f"! and {len(snapshot.alerts) - 3} more alerts", Style.BAD))
+    # An alert's text is of when it began; why a machine's devices are left out has its age now.
+    left_out = {
+        each["left_out"]: None for each in snapshot.devices if each.get("node") and each.get("left_out")
+    }
+    alerts = [alert["text"] for alert in snapshot.alerts if alert.get("alert") != AlertKind.NODE_SILENT]
+    texts = [*left_out, *alerts]
+    lines = [Line(f"! {text}", Style.BAD) for text in texts[:3]]
+    if len(texts) > 3:
+        lines.append(Line(f"! and {len(texts) - 3} more alerts", Style.BAD))
     if snapshot.problem is not None:
         lines.append(Line(snapshot.problem, Style.BAD))
     return lines
@@ -139,7 +146,8 @@ def _cards(snapshot: Snapshot, width: int) -> list[Line]:
     lines = []
     for device, label, numbers in zip(snapshot.devices, labels, figures, strict=True):
         bar = _bar(snapshot, device, bar_width)
-        over = Style.BAD if device.get("overcommitted") else Style.PLAIN
+        silent = bool(device.get("node")) and device.get("left_out")
+        over = Style.BAD if device.get("overcommitted") else Style.DIM if silent else Style.PLAIN
         lines.append(Line(f"{label[:label_width]:<{label_width}} [{bar}] {numbers}", over))
     return lines or [Line("no devices", Style.DIM)]
 

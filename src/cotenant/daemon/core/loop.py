@@ -67,6 +67,7 @@ class Loop:
 
     An event is handled and its commands are issued without a task switch, so effects happen in the order of
     events. `readings` are the last Reading of each device, `guests` the leases of memory, by name.
+    `silent_s` returns for how long a node has not answered by now.
     `decision_times` are the seconds that each event and its commands took, by type:
     nothing else runs meanwhile, no stream either. Others read the public attributes; only this class
     changes them. `on_violation` is called if the scheduler's state breaks an invariant.
@@ -92,6 +93,7 @@ class Loop:
         self._read_of: dict[str | None, tuple[DeviceId, ...]] = {}
         self._warm: dict[str | None, WarmStatus] = {}
         self.saved_slots: SlotStatus | None = None
+        self.silent_s: Callable[[str], float | None] = lambda _: None
         self.decision_times: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(_BOUNDS_S))
         self._on_violation = on_violation
         self._waiting: dict[TicketId, asyncio.Future[Lease]] = {}

@@ -64,7 +64,7 @@ class FleetOperator:
 
     def devices(self) -> Sequence[DeviceStatus]:
         """Return how the memory of every device is used."""
-        return device_statuses(self._state, self._loop.readings, self._loop.effects.pids)
+        return device_statuses(self._state, self._loop.readings, self._loop.effects.pids, self._loop.silent_s)
 
     async def fragmentation(self) -> Fragmentation:
         """Return how much of the free memory no model can use."""

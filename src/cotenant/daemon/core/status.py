@@ -14,6 +14,7 @@ from cotenant.domain.models import Projector
 from cotenant.domain.nodes import FileFetch
 from cotenant.domain.requests import ModelFile, ServedModel
 from cotenant.domain.residencies import ResidencyState, model_of
+from cotenant.domain.units import format_duration
 from cotenant.planning.ledger import DeviceReading
 from cotenant.scheduling.copies.serving import serving
 from cotenant.scheduling.model_state import ModelState
@@ -78,12 +79,14 @@ def device_statuses(
     state: State,
     readings: Mapping[DeviceId, Reading],
     ours: Callable[[str | None], Collection[int]] = lambda _: (),
+    silent_s: Callable[[str], float | None] = lambda _: None,
 ) -> list[DeviceStatus]:
     """Describe every device, in planned order.
 
     `readings` are the last ones of each; `ours` returns the leaders of our engines' process groups on a
-    node.
+    node, and `silent_s` for how long a node has not answered by now.
     """
+    silent = {node: _silence(node, why, silent_s) for node, why in state.ledger.silent.items()}
     ledger, sensors = state.ledger, Sensors.names()
     on_node = {node: ours(node) for node in {r.device.node for r in ledger.readings.values()}}
     return [
@@ -106,7 +109,7 @@ def device_statuses(
             compute_mode=seen.compute_mode,
             max_engines=reading.admission.max_engines,
             mps=reading.admission.group is not None,
-            left_out=reading.left_out or ledger.silent.get(reading.device.node),
+            left_out=reading.left_out or silent.get(reading.device.node),
             node=reading.device.node,
             drain=("draining" if ledger.holders(device) else "drained") if device in ledger.drained else None,
             processes=_others(seen, on_node[reading.device.node], reading.device.node),
@@ -175,6 +178,13 @@ def _other(state: State, copy: ModelState, residency: Residency, now: float) -> 
         residency.measured_bytes,
         None if due is None else max(0.0, due - now),
     )
+
+
+def _silence(node: str | None, why: str, silent_s: Callable[[str], float | None]) -> str:
+    """Say why nothing is placed on a node: the scheduler's own words are of the moment it fell silent."""
+    begins = f"node {node} has not answered for "
+    found = silent_s(node) if node is not None and why.startswith(begins) else None
+    return why if found is None else f"{begins}{format_duration(found)}"
 
 
 def _launcher(state: State, entry: ModelEntry) -> str | None:

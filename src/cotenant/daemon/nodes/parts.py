@@ -101,6 +101,7 @@ class NodeParts:
         self.cards = NodeCards(use, rules, loop)
         loop.effects.remote_log, loop.effects.log_node = self.hosts.log_of, self.hosts.log_node
         active.listeners.append(lambda: self._follow(active.configuration.nodes))
+        loop.silent_s = self._silent_s
         sharing = NodeSharing(self.hosts, self.cards, active)
         active.listeners.append(sharing.tell_all)
         costs = NodeLoadCosts(loop, self.hosts, active, self.files)
@@ -115,6 +116,10 @@ class NodeParts:
         parts = loop, self.hosts, self.cards, sharing, costs, self._warm
         self.machines = Machines(*parts, superseded)
         return self.cards
+
+    def _silent_s(self, name: str) -> float | None:
+        node = None if self._fleet is None else self._fleet.nodes.get(name)
+        return None if node is None else node.liveness.silent_s(self._clock.now())
 
     async def begin(self) -> None:
         """Take the next number of a daemon, and get ready to find the machines.
