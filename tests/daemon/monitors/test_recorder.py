@@ -37,7 +37,8 @@ async def test_a_model_whose_file_goes_while_it_is_loaded_counts_as_cold_and_fau
     faults: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: faults.append(context))
     kept = Kept()
-    recorder = Recorder(kept, SimpleNamespace(entry=lambda name: entry))  # type: ignore[arg-type]
+    view = SimpleNamespace(entry=lambda name: entry, file_state=lambda name: None)
+    recorder = Recorder(kept, view)  # type: ignore[arg-type]
     recorder.decided(Decision(1, 0.0, DecisionKind.LOAD, "a", "loads"))
     await recorder._checks.finished()
     recorder.decided(Decision(2, 1.0, DecisionKind.READY, "a", "ready", facts={"load_s": 2.5}))

@@ -1,18 +1,24 @@
 """How soon models load on machines: what they have reported, what loads took, and what follows from it."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from cotenant.config.values.nodes import NodePull
+from cotenant.daemon.monitors.recorder import Recorder
 from cotenant.daemon.nodes.load_times import LoadTimes
 from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.errors import DoesNotFit
 from cotenant.domain.nodes import FileState, LoadCost
+from cotenant.domain.records import LoadRecord, Warmth
 from cotenant.domain.units import GIB
+from cotenant.hardware.model_cache.page_cache import drop
 from cotenant.nodes.file_messages import FileStatus
 from cotenant.nodes.messages import FilesSeen
 from tests.support.agents import AgentProcess
@@ -63,8 +69,15 @@ async def test_a_model_loads_where_its_file_is_and_why_says_what_it_would_take_e
             assert found["b"].state in (FileState.WARM, FileState.LOCAL)
             assert found["c"].state is FileState.ABSENT
             assert found["c"].seconds is not None, "it would be fetched"
+            records: list[object] = []
+            journal: Any = SimpleNamespace(record=records.append)
+            run.parts.loop.feed.listeners.append(Recorder(journal, run.parts.view).decided)
+            drop(MODEL)
             await run.parts.operator.load("m")
             assert run.parts.operator.statuses()[0].node == "b"
+            (load,) = [each for each in records if isinstance(each, LoadRecord)]
+            was_warm = found["b"].state is FileState.WARM
+            assert load.warmth is (Warmth.WARM if was_warm else Warmth.COLD), "as b's file was, not ours"
             (ready,) = [d for d in run.parts.operator.why("m") if d.kind is DecisionKind.READY]
             await until(lambda: costs(run)["b"].seconds == float(f"{ready.facts['load_s']:.2g}"))
 
@@ -142,3 +155,18 @@ def test_loads_are_estimated_by_bytes_until_they_were_measured() -> None:
     times.learn_rate("b", FileState.ABSENT, GIB, 1.0)
     assert times.fetch_s("b", size) == pytest.approx(21.0)
     assert times.fetch_s("c", size) == before
+
+
+def test_what_was_learned_is_known_in_the_next_run() -> None:
+    times, size = LoadTimes(), 4 * GIB
+    times.learn("m", "b", FileState.LOCAL, size, 3.0)
+    times.learn_rate("b", FileState.ABSENT, GIB, 10.0)
+    after = LoadTimes()
+    after.remember(json.loads(json.dumps(times.as_json())))
+    for each in (times, after):
+        assert each.load_s("m", "b", FileState.LOCAL, size) == 3.0
+        assert each.load_s("n", "b", FileState.LOCAL, 2 * size) == 6.0
+        assert each.fetch_s("b", GIB) == pytest.approx(11.0)
+    for broken in ({"seconds": [["m", "b"]]}, {"bytes_per_s": [["b", "odd", 1]]}, {"seconds": 3}):
+        after.remember(broken)
+        assert after.load_s("m", "b", FileState.LOCAL, size) == 3.0

@@ -24,6 +24,7 @@ from cotenant.daemon.nodes.cards import NodeCards
 from cotenant.daemon.nodes.files import NodeFiles
 from cotenant.daemon.nodes.hosts import NodeHosts
 from cotenant.daemon.nodes.load_costs import NodeLoadCosts
+from cotenant.daemon.nodes.load_times import LoadTimes
 from cotenant.daemon.nodes.machines import Machines
 from cotenant.daemon.nodes.warm_keepers import NodeWarmKeepers
 from cotenant.domain.models import Recipe
@@ -134,7 +135,7 @@ async def daemon(
     configuration = read_configuration(Document("", {}), environment={})
     active: Any = SimpleNamespace(configuration=configuration, models=(entry,))
     own_clock = Ahead()
-    load_costs = NodeLoadCosts(loop, hosts, active, files)
+    load_costs = NodeLoadCosts(loop, hosts, active, files, LoadTimes())
     loop.feed.listeners.append(load_costs.decided)
     warm = None
     if warm_every_s is not None:

@@ -72,6 +72,15 @@ class FleetView:
         }
         return rank(warm_candidates(self._state, sizes, self._loop.clock.now()), budget_bytes, kept)
 
+    def file_state(self, name: str) -> FileState | None:
+        """Return where the files of a copy of a model are on the machine that it is on; None if unknown."""
+        model = self._state.models.get(name)
+        residency = None if model is None or model.stays_as is None else model.stays_as
+        if model is None or residency not in self._state.residencies:
+            return None
+        cost = model.whole.load_costs.get(self._state.residencies[residency].node or "")
+        return None if cost is None else cost.state
+
     def _has_files(self, name: str, node: str) -> bool:
         model = self._state.models.get(name)
         cost = None if model is None else model.load_costs.get(node)

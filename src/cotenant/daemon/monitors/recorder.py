@@ -11,6 +11,7 @@ from cotenant.daemon.core.effects import Running
 from cotenant.daemon.core.fleet_view import FleetView
 from cotenant.domain.decisions import Decision, DecisionKind
 from cotenant.domain.devices import Inventory
+from cotenant.domain.nodes import FileState
 from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord, Warmth
 from cotenant.domain.residencies import ResidencyId
 from cotenant.hardware.model_cache.warm import presence
@@ -36,8 +37,13 @@ class Recorder:
         entry = self._view.entry(decision.model) if decision.model else None
         if entry is None:
             return
-        if decision.kind is DecisionKind.LOAD:
-            self._checks.start(self._check_warmth(entry))
+        if decision.kind is DecisionKind.LOAD and decision.model is not None:
+            there = self._view.file_state(decision.model)
+            if there is None:
+                self._checks.start(self._check_warmth(entry))
+            else:
+                # This machine's page cache says nothing of another one's.
+                self._warmth[entry.name] = Warmth.WARM if there is FileState.WARM else Warmth.COLD
         elif decision.kind is DecisionKind.READY:
             warmth = self._warmth.get(entry.name, Warmth.COLD)
             seconds = float(decision.facts["load_s"])

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -34,15 +34,23 @@ _LOG = logging.getLogger(__name__)
 class NodeLoadCosts:
     """Has machines report the files of the models that may be there, and tells the core what follows.
 
-    `times` learns from each load. It gets the decisions by `decided`.
+    `times` learns from each load, and `learned` is called then. It gets the decisions by `decided`.
     """
 
-    def __init__(self, loop: Loop, hosts: NodeHosts, active: ActiveConfiguration, files: NodeFiles) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        hosts: NodeHosts,
+        active: ActiveConfiguration,
+        files: NodeFiles,
+        times: LoadTimes,
+    ) -> None:
         self._loop = loop
         self._hosts = hosts
         self._active = active
         self._files = files
-        self.times = LoadTimes()
+        self.times = times
+        self.learned: Callable[[], None] = lambda: None
         self._seen: dict[str, dict[Path, FileStatus]] = {}
         self._watched: dict[str, tuple[Path, ...]] = {}
         self._sizes: dict[Path, int | None] = {}
@@ -77,6 +85,7 @@ class NodeLoadCosts:
         """Learn how fast a machine fetches files."""
         if size >= _LONG_BYTES:
             self.times.learn_rate(node, FileState.ABSENT, size, seconds)
+            self.learned()
 
     def decided(self, decision: Decision) -> None:
         """Learn how long a load takes."""
@@ -98,6 +107,7 @@ class NodeLoadCosts:
             node, began_as = self._begun.pop(name)
             size = _bytes_of(entry)
             self.times.learn(entry.name, node, began_as, size, float(decision.facts["load_s"]))
+            self.learned()
             # Not at once: commands are being executed.
             asyncio.get_running_loop().call_soon(self._publish, [entry])
 

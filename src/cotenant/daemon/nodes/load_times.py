@@ -1,6 +1,7 @@
 """How long loads take on each machine: as measured, else by bytes and by where the files are."""
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from cotenant.domain.nodes import FileState
 
@@ -14,12 +15,14 @@ _USUAL_BYTES_PER_S: Final = {
 """A PCIe 4 card from RAM, a disk with a SATA or an older NVMe bus, two gigabits of a network, a hub."""
 _FASTER: Final = (FileState.SHARED, FileState.LOCAL, FileState.WARM)
 _NEWEST: Final = 0.5
+_MOST: Final = 5_000
 
 
 class LoadTimes:
     """Learns from loads and fetches; times of one kind are smoothed, the newest counts for half.
 
-    A model's own loads on a machine go before what other models teach of that machine.
+    A model's own loads on a machine go before what other models teach of that machine. Of so many models and
+    machines that they do not fit in `_MOST`, those that loaded last are remembered.
     """
 
     def __init__(self) -> None:
@@ -30,7 +33,9 @@ class LoadTimes:
         """Learn from a load of `size` bytes that were all in one state."""
         seconds = max(seconds, 1e-3)
         key = model, node, state
-        self._seconds[key] = _smooth(self._seconds.get(key), seconds)
+        self._seconds[key] = _smooth(self._seconds.pop(key, None), seconds)
+        if len(self._seconds) > _MOST:
+            del self._seconds[next(iter(self._seconds))]
         self.learn_rate(node, state, size, seconds)
 
     def learn_rate(self, node: str, state: FileState, size: int, seconds: float) -> None:
@@ -54,6 +59,23 @@ class LoadTimes:
     def fetch_s(self, node: str, size: int) -> float:
         """Return how long it takes a machine to fetch so many bytes."""
         return _AT_LEAST_S + size / self._rate(node, FileState.ABSENT)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what was learned, for the next run."""
+        return {
+            "seconds": [[*key, seconds] for key, seconds in self._seconds.items()],
+            "bytes_per_s": [[*key, rate] for key, rate in self._bytes_per_s.items()],
+        }
+
+    def remember(self, kept: Mapping[str, Any]) -> None:
+        """Take what an earlier run learned; nothing of it if that is no such thing."""
+        try:
+            seconds = {(str(m), str(n), FileState(s)): float(v) for m, n, s, v in kept.get("seconds", ())}
+            rates = {(str(n), FileState(s)): float(v) for n, s, v in kept.get("bytes_per_s", ())}
+        except (TypeError, ValueError):
+            return
+        if all(value > 0 for value in (*seconds.values(), *rates.values())):
+            self._seconds, self._bytes_per_s = seconds, rates
 
     def _rate(self, node: str, state: FileState) -> float:
         return self._bytes_per_s.get((node, state), _USUAL_BYTES_PER_S[state])

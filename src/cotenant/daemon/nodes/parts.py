@@ -22,6 +22,7 @@ from cotenant.daemon.nodes.cards import NodeCards
 from cotenant.daemon.nodes.files import NodeFiles
 from cotenant.daemon.nodes.hosts import NodeHosts
 from cotenant.daemon.nodes.load_costs import NodeLoadCosts
+from cotenant.daemon.nodes.load_times import LoadTimes
 from cotenant.daemon.nodes.machines import Machines
 from cotenant.daemon.nodes.warm_keepers import NodeWarmKeepers
 from cotenant.domain.errors import BadSetting, StoreError
@@ -38,6 +39,7 @@ _LOG = logging.getLogger(__name__)
 _NOTICED_S: Final = 1.0
 _WATCH_S: Final = 1.0
 _KEY: Final = "nodes"
+_TIMES_KEY: Final = "node_load_times"
 _FIRST_S: Final = 15.0
 """How long machines have to answer before requests are: an agent that is started takes seconds."""
 
@@ -76,6 +78,7 @@ class NodeParts:
         self._epoch = 0
         self._warm: NodeWarmKeepers | None = None
         self._fleet: NodeFleet | None = None
+        self._times = LoadTimes()
         self.files = NodeFiles(settings.pull)
         self.timing = Timing(node_notice_s=settings.suspect_after_s + _NOTICED_S)
         self._cas: dict[Path | None, str] = {}
@@ -104,7 +107,8 @@ class NodeParts:
         loop.silent_s = self._silent_s
         sharing = NodeSharing(self.hosts, self.cards, active)
         active.listeners.append(sharing.tell_all)
-        costs = NodeLoadCosts(loop, self.hosts, active, self.files)
+        costs = NodeLoadCosts(loop, self.hosts, active, self.files, self._times)
+        costs.learned = lambda: self._tasks.start(self._remember_times())
         self.files.fetched = costs.fetched
         loop.effects.fetching = self.files.fetching
         active.listeners.append(costs.configured)
@@ -129,7 +133,9 @@ class NodeParts:
         """
         epoch = int(time.time())
         try:
-            kept = (await self._store.settings()).get(_KEY, {})
+            stored = await self._store.settings()
+            kept = stored.get(_KEY, {})
+            self._times.remember(stored.get(_TIMES_KEY, {}))
             last, known = kept.get("epoch"), kept.get("known")
             epoch = max(epoch, last + 1 if isinstance(last, int) else 0)
             self._known = set(map(str, known)) if isinstance(known, list) else set()
@@ -238,6 +244,12 @@ class NodeParts:
         if new != self._known:
             self._known = new
             self._tasks.start(self._remember())
+
+    async def _remember_times(self) -> None:
+        try:
+            await self._store.set_setting(_TIMES_KEY, self._times.as_json())
+        except StoreError as error:
+            _LOG.warning("how long loads take on machines cannot be remembered: %s", error.message)
 
     async def _remember(self) -> None:
         try:
