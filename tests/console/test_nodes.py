@@ -79,3 +79,17 @@ async def test_what_a_machine_fetches_for_a_model_is_the_progress_of_its_load() 
     page = await look(gateway(operator(loading), nodes=PlainNodes(NODE_A, NODE_B)), "/")
     assert '<progress max="100" value="25"' in page.text
     assert "1.0 GiB of 4.0 GiB fetched by b" in page.text
+
+
+async def test_the_doctor_checks_a_machine_and_says_so_where_it_cannot() -> None:
+    app = gateway(operator(), nodes=PlainNodes(replace(NODE_A, name="a b&c"), NODE_B))
+    assert 'href="/doctor?node=a%20b%26c"' in (await look(app, "/")).text
+    page = (await look(app, "/doctor?node=a%20b%26c")).text
+    assert "Doctor of a b&amp;c" in page
+    assert page.count('hx-get="/ui/fragments/doctor?node=a%20b%26c"') == 2
+    assert "the disk is full" in (await look(app, "/ui/fragments/doctor?node=a%20b%26c")).text
+    silent = await look(app, "/ui/fragments/doctor?node=b")
+    assert (silent.status, "the agent of b did not answer" in silent.text) == (503, True)
+    assert 'hx-get="/ui/fragments/doctor"' in (await look(app, "/doctor")).text
+    hostile = (await look(app, f"/doctor?node={HOSTILE.replace(' ', '%20')}")).text
+    assert HOSTILE not in hostile

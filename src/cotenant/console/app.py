@@ -47,12 +47,14 @@ async def _events(request: PageRequest) -> View:
 
 async def _doctor(request: PageRequest) -> View:
     """Show the page; the findings take seconds and are requested separately."""
-    return View("doctor.html")
+    return View("doctor.html", {"node": request.query.get("node", "")})
 
 
 async def _doctor_findings(request: PageRequest) -> View:
-    """Check the daemon's machine and show the findings by area, the worst first. Raises ApiFault."""
-    report = await request.api.get("/api/doctor")
+    """Check a machine, or the daemon's, and show the findings by area, the worst first. Raises ApiFault."""
+    node = request.query.get("node", "")
+    path = f"/api/nodes/{quote(node, safe='')}/doctor" if node else "/api/doctor"
+    report = await request.api.get(path)
     areas: dict[str, list[Mapping[str, Any]]] = {finding["area"]: [] for finding in report["findings"]}
     levels = ("problem", "warning", "unknown", "ok")
     for finding in sorted(report["findings"], key=lambda each: levels.index(each["level"])):
