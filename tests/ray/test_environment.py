@@ -12,6 +12,7 @@ from cotenant.ray.environment import (
     agent_environment,
     lacking,
     to_start_with,
+    token_mode,
     warnings,
 )
 
@@ -85,3 +86,14 @@ def test_the_scripts_are_shell_and_say_what_they_lack(name: str) -> None:
     done = subprocess.run(["sh", str(_DEPLOY / name)], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "give the address" in done.stderr
+
+
+def test_a_token_that_others_can_read_is_said(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    environment = {**to_start_with(False, token, tmp_path)}
+    assert token_mode(environment) == {}, "nothing is said of one that is not there"
+    token.touch(mode=0o600)
+    assert warnings("b", {**environment, **token_mode(environment)}, head=False) == []
+    token.chmod(0o644)
+    (said,) = warnings("b", {**environment, **token_mode(environment)}, head=False)
+    assert said.startswith(f"other users can read Ray's token {token} there: whoever has it")

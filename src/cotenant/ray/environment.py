@@ -38,6 +38,7 @@ _RECONNECT: Final = (
 _HEALTH: Final = "Ray gives up a node that the network cut off, and kills what runs there once it is back"
 _STORAGE: Final = "a head that is started again has forgotten the cluster, and every node ends its processes"
 TOKEN_PATH: Final = "RAY_AUTH_TOKEN_PATH"  # noqa: S105
+TOKEN_MODE: Final = "token mode"  # noqa: S105
 STORAGE_PATH: Final = "RAY_gcs_storage_path"
 VARIABLES: Final = (
     Variable("RAY_AUTH_MODE", "token", "whoever reaches a port of Ray can run any program as this user"),
@@ -68,12 +69,28 @@ def lacking(environment: Mapping[str, str], *, head: bool) -> list[Variable]:
 
 
 def warnings(node: str, environment: Mapping[str, str], *, head: bool) -> list[str]:
-    """Return a sentence for each thing that a node was not started with."""
-    return [
+    """Return a sentence for each thing that a node was not started with, or that others can read."""
+    found = [
         f"{'the head ' if head else ''}{node} was started without {each.name}"
         f"{'' if each.value is None else '=' + each.value}: {each.without}"
         for each in lacking(environment, head=head)
     ]
+    if int(environment.get(TOKEN_MODE, "0"), 8) & 0o077:
+        path = environment.get(TOKEN_PATH)
+        found.append(
+            f"other users can read Ray's token {path} there: whoever has it can run any program as its user "
+            "on every machine"
+        )
+    return found
+
+
+def token_mode(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return who may read the token's file, as a variable; nothing if there is none."""
+    path = environment.get(TOKEN_PATH)
+    try:
+        return {} if path is None else {TOKEN_MODE: f"{Path(path).stat().st_mode & 0o777:o}"}
+    except OSError:
+        return {}
 
 
 def to_start_with(head: bool, token: Path, storage: Path) -> dict[str, str]:

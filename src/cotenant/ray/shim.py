@@ -12,7 +12,7 @@ from cotenant.domain.nodes import AgentGone, NodeUnreachable
 from cotenant.nodes.paths import AgentFolder
 from cotenant.nodes.protocol import Json, error_to_json
 from cotenant.nodes.transport import SocketTransport
-from cotenant.ray.environment import agent_environment
+from cotenant.ray.environment import agent_environment, token_mode
 
 _START_S: Final = 20.0
 _TRY_AGAIN_S: Final = 0.05
@@ -79,8 +79,9 @@ class Shim:
             self._heard = False
 
     async def environment(self) -> Mapping[str, str]:
-        """Return what Ray was started with here, but for what is secret."""
-        return {k: v for k, v in os.environ.items() if k.startswith("RAY_") and k != "RAY_AUTH_TOKEN"}
+        """Return what Ray was started with here, but for what is secret, and who may read its token."""
+        said = {k: v for k, v in os.environ.items() if k.startswith("RAY_") and k != "RAY_AUTH_TOKEN"}
+        return {**said, **token_mode(os.environ)}
 
     async def _start(self) -> None:
         """Start the agent, and return once it listens. Raises NodeUnreachable."""

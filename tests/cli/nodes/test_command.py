@@ -1,11 +1,12 @@
 """`cotenant nodes`, and what other commands show where there are several machines."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from cotenant.cli.main import main
+from cotenant.cli.nodes.command import node_lines
 from cotenant.domain.decisions import DeviceStatus, ModelStatus, NodeState
 from tests.cli.test_daemon_commands import running
 from tests.support.daemon.plain_nodes import READY, SILENT, PlainNodes
@@ -30,6 +31,12 @@ def test_machines_are_listed_with_whether_they_answer(capsys: pytest.CaptureFixt
     assert "10.0 GiB" in lines[1]
     assert "suspect, silent for 4.0 s" in lines[2]
     assert lines[-1] == "b: its clock is 3 s ahead"
+    lacks = replace(
+        READY, warnings=("a was started without RAY_x: it fails", "the head a was started without y")
+    )
+    assert [*node_lines({"nodes": [asdict(lacks)], "launcher": "ray", "problem": None})][2:] == [
+        *lacks.warnings
+    ]
     assert ordered("nodes", "list", "--json")[0] == 0
     assert [node["name"] for node in json.loads(capsys.readouterr().out)["nodes"]] == ["a", "b", "gone"]
 

@@ -51,7 +51,9 @@ def node_lines(found: Mapping[str, Any]) -> Iterator[str]:
     elif found["problem"] is None:
         yield "no machine has answered yet"
     for node in nodes:
-        yield from (f"{node['name']}: {warning}" for warning in node["warnings"])
+        for warning in node["warnings"]:
+            named = warning.startswith((f"{node['name']} ", "the head "))
+            yield warning if named else f"{node['name']}: {warning}"
 
 
 def _list(args: argparse.Namespace) -> int:
