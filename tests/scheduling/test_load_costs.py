@@ -20,7 +20,8 @@ LACKS = "no file /models/m.gguf"
 def cost(seconds: float | None) -> LoadCost:
     if seconds is None:
         return LoadCost(None, FileState.ABSENT, LACKS)
-    return LoadCost(seconds, FileState.WARM if seconds < 10 else FileState.LOCAL)
+    states = [FileState.WARM, FileState.LOCAL, FileState.ABSENT]
+    return LoadCost(seconds, states[(seconds >= 10) + (seconds >= 100)])
 
 
 def costs(bench: Bench, name: str = "m", **seconds: float | None) -> None:
@@ -64,6 +65,19 @@ def test_an_unused_card_goes_before_a_used_one_whatever_its_file_costs() -> None
     assert bench.where("m") == ["GPU-a0"]
 
 
+def test_a_used_card_goes_before_an_unused_one_whose_machine_has_to_fetch_the_file() -> None:
+    bench = Bench.of([model("other", 5), model("m", 5), model("large", 22)], [])
+    read(bench, card_of("b", 0), node="b")
+    bench.touch("other")
+    read(bench, card_of("a", 0), node="a")
+    costs(bench, a=160.0, b=3.0)
+    costs(bench, "large", a=160.0, b=3.0)
+    bench.touch("m")
+    assert bench.where("m") == ["GPU-b0"]
+    bench.touch("large")
+    assert bench.where("large") == ["GPU-a0"], "nobody is evicted for it"
+
+
 def test_nobody_is_evicted_for_a_sooner_load() -> None:
     bench = of_two_nodes(model("m", 20), model("x", 20), model("y", 20), model("z", 20))
     costs(bench, "x", a=3.0, b=1.0)
@@ -93,7 +107,7 @@ def test_a_model_whose_file_cannot_be_had_on_a_machine_is_not_placed_there() -> 
     bench.touch("m")
     assert bench.where("m") == ["GPU-b0"]
     told = bench.told(DecisionKind.LOAD, "m")[0]
-    assert told.endswith("; where its files are: b: local, 2 m 40 s; a: absent")
+    assert told.endswith("; where its files are: b: absent, 2 m 40 s; a: absent")
 
 
 def test_a_refusal_names_each_machine_that_lacks_the_file() -> None:
@@ -145,23 +159,28 @@ def test_no_other_card_that_would_do_as_well_loads_sooner(
     used = set(ledger.claimed_devices())
     known = bench.state.models["m"].load_costs
     fitting = [
-        (budget.device.id in used, known[budget.device.node].seconds)
+        (budget.device.id in used, known[budget.device.node])
         for budget in ledger.budgets()
         if budget.left_out is None and budget.budget_bytes >= size * GB
     ]
-    possible = [(is_used, each) for is_used, each in fitting if each is not None]
+    possible = [
+        (each.state is FileState.ABSENT, is_used, each.seconds)
+        for is_used, each in fitting
+        if each.seconds is not None
+    ]
     bench.ask("m")
     if not possible:
         assert "m" not in bench.loading
         return
     (device,) = bench.where("m")
     node = ledger.readings[device].device.node
-    assert (device in used, known[node].seconds) == min(possible)
+    is_fetched = known[node].state is FileState.ABSENT
+    assert (is_fetched, device in used, known[node].seconds) == min(possible)
 
 
 def test_machines_are_listed_fastest_first_and_what_they_lack_together() -> None:
     found = {"d": cost(None), "a": cost(41.0), "c": cost(None), "b": cost(3.0), "e": cost(160.0)}
-    text = "b: warm, 3.0 s; a: local, 41.0 s; e: local, 2 m 40 s; c: absent; and 1 more"
+    text = "b: warm, 3.0 s; a: local, 41.0 s; e: absent, 2 m 40 s; c: absent; and 1 more"
     assert costs_text(found) == text
-    assert costs_text(found, "e").startswith("e: local, 2 m 40 s; b: warm")
+    assert costs_text(found, "e").startswith("e: absent, 2 m 40 s; b: warm")
     assert [*missing_text(found)] == [f"c, d: {LACKS}"]

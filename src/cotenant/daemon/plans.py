@@ -19,7 +19,7 @@ from cotenant.domain.decisions import DeviceStatus
 from cotenant.domain.devices import Inventory, Reading
 from cotenant.domain.errors import BadDeviceSpec, BadRequest, QueueFull, UnsupportedModelFile
 from cotenant.domain.models import ModelKind, check_recipe, with_micro_batch
-from cotenant.domain.nodes import LoadCost
+from cotenant.domain.nodes import FileState, LoadCost
 from cotenant.domain.placements import Budget, PlanAnswer, PlanQuery
 from cotenant.domain.vendors import InventorySource
 from cotenant.hardware.gpus.described import DescribedProbe
@@ -152,7 +152,14 @@ def _soonest_first(found: Sequence[Budget], costs: Mapping[str, LoadCost]) -> li
         else budget
         for budget in found
     ]
-    return sorted(left, key=lambda each: known.seconds or 0.0 if (known := cost(each)) else math.inf)
+
+    def key(budget: Budget) -> tuple[bool, float]:
+        known = cost(budget)
+        if known is None:
+            return False, math.inf
+        return known.state is FileState.ABSENT, known.seconds or 0.0
+
+    return sorted(left, key=key)
 
 
 def _entry(asked: PlanQuery, configuration: Configuration) -> ModelEntry:

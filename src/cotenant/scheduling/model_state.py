@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.exit_causes import Cause
-from cotenant.domain.nodes import LoadCost
+from cotenant.domain.nodes import FileState, LoadCost
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyId, TicketId
 from cotenant.planning.device_needs import DeviceNeeds, Fit
@@ -130,6 +130,11 @@ class ModelState:
         whole = self.whole
         cost = whole.load_costs.get(node or "") if whole.load_costs else None
         return whole.load_s if cost is None else math.inf if cost.seconds is None else cost.seconds
+
+    def must_be_fetched_on(self, node: str | None) -> bool:
+        """Whether a node would have to fetch its files first."""
+        cost = self.whole.load_costs.get(node or "")
+        return cost is not None and cost.state is FileState.ABSENT
 
     def expected_load_s(self, node: str | None) -> float:
         """Return how long its load on a node is expected to take."""

@@ -57,10 +57,11 @@ class Room:
         """Place a model on one device if it fits there, else on several of one machine, of `nodes` if given.
 
         The first unused device that fits is taken, in planned order; else the fullest one that still fits, so
-        that larger models find contiguous room. Of unused ones, or of used ones, those go first on whose
-        machine its file loads soonest. A model that is better spread than packed is placed on all devices of
-        a machine at once. Of more than `MOST_NODES` machines those with the most room are tried. One that
-        no machine could hold is placed over several, if it may be.
+        that larger models find contiguous room. Devices of machines that have its files go before all others;
+        and of unused ones, or of used ones, those first on whose machine it loads soonest. A model that is
+        better spread than packed is placed on all devices of a machine at once. Of more than `MOST_NODES`
+        machines those with the most room are tried. One that no machine could hold is placed over several, if
+        it may be.
         """
         if not (model.spec.together or model.over_machines):
             alone = self._alone(model)
@@ -74,7 +75,7 @@ class Room:
             machines = [tuple(device for node in self._roomiest_nodes() for device in node)]
         elif self._loads_unequally(model):
             name_of = self._ledger.devices.name_of_node
-            machines.sort(key=lambda node: model.load_cost_s(name_of(node[0]) if node else None))
+            machines.sort(key=lambda node: _soonest(model, name_of(node[0]) if node else None))
         for node in machines:
             budgets = self.budgets(node)
             if budgets and self.is_hopeless(model, budgets):
@@ -128,34 +129,38 @@ class Room:
 
     def _alone(self, model: ModelState) -> Placement | None:
         """Place a model on the best single device; None if it fits on none."""
-        ledger, ranks = self._ledger, list[tuple[bool, float, Rank]]()
+        ledger, ranks = self._ledger, list[tuple[bool, bool, float, Rank]]()
         named = model.allowed
         if named is None and self._loads_unequally(model):
             named = tuple(ledger.readings)
         if named is None:
             best = ledger.rooms().best(model.needs, self._not_indexed)
-            ranks = [] if best is None else [(best[0], 0.0, best)]
+            ranks = [] if best is None else [(False, best[0], 0.0, best)]
         used = ledger.claimed_devices()
         for budget in self._altered.values() if named is None else map(self._budget, named):
             device = budget.device.id
             if budget.left_out is None and model.needs.fits(self.kind(model, device), budget.budget_bytes):
                 ranked = rank(ledger.devices.place(device), budget.budget_bytes, used=device in used)
-                cost = 0.0 if named is None else model.load_cost_s(budget.device.node)
-                ranks.append((ranked[0], cost, ranked))
+                fetched, cost = (False, 0.0) if named is None else _soonest(model, budget.device.node)
+                ranks.append((fetched, ranked[0], cost, ranked))
         if not ranks:
             return None
-        placed = model.fit([self._budget(ledger.devices.order[place_of(min(ranks)[2])])])
+        placed = model.fit([self._budget(ledger.devices.order[place_of(min(ranks)[3])])])
         return placed if isinstance(placed, Placement) else None
 
     def _loads_unequally(self, model: ModelState) -> bool:
         """Whether a model's file loads sooner on some machines than on others."""
         if not model.whole.load_costs:
             return False
-        return len({model.load_cost_s(node) for node in self._ledger.devices.node_names()}) > 1
+        return len({_soonest(model, node) for node in self._ledger.devices.node_names()}) > 1
 
     def _budget(self, device: DeviceId) -> Budget:
         freed, leaving = self.freed.get(device, 0), self.leaving.get(device, 0)
         return self._ledger.budget(device, freed, leaving, busy=device in self.busy)
+
+
+def _soonest(model: ModelState, node: str | None) -> tuple[bool, float]:
+    return model.must_be_fetched_on(node), model.load_cost_s(node)
 
 
 def reserved(state: State) -> tuple[Counter[DeviceId], Counter[DeviceId]]:

@@ -1,6 +1,8 @@
 """How soon models load on machines: what they have reported, what loads took, and what follows from it."""
 
+import asyncio
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,7 +20,7 @@ from cotenant.domain.errors import DoesNotFit
 from cotenant.domain.nodes import FileState, LoadCost
 from cotenant.domain.records import LoadRecord, Warmth
 from cotenant.domain.units import GIB
-from cotenant.hardware.model_cache.page_cache import drop
+from cotenant.hardware.model_cache.page_cache import drop, resident_bytes
 from cotenant.nodes.file_messages import FileStatus
 from cotenant.nodes.messages import FilesSeen
 from tests.support.agents import AgentProcess
@@ -170,3 +172,31 @@ def test_what_was_learned_is_known_in_the_next_run() -> None:
     for broken in ({"seconds": [["m", "b"]]}, {"bytes_per_s": [["b", "odd", 1]]}, {"seconds": 3}):
         after.remember(broken)
         assert after.load_s("m", "b", FileState.LOCAL, size) == 3.0
+
+
+@pytest.mark.slow
+async def test_of_machines_that_have_the_file_that_one_loads_it_that_has_it_in_ram(tmp_path: Path) -> None:
+    with machines(tmp_path, "b", "c", having="bc") as agents:
+        if await asyncio.to_thread(made_cold, tmp_path / "b" / MODEL.name):
+            pytest.skip("this file system keeps its files in RAM")
+        await asyncio.to_thread((tmp_path / "c" / MODEL.name).read_bytes)
+        async with daemon(agents, MODEL) as run:
+            # As slow as what is tiny never is.
+            run.load_costs.times.learn_rate("b", FileState.LOCAL, size_of(MODEL), 20.0)
+            await until(lambda: len(costs(run)) == 2)
+            assert {node: cost.text for node, cost in costs(run).items()} == {
+                "b": "local, 20.0 s",
+                "c": "warm, 1.0 s",
+            }
+            await run.parts.operator.load("m")
+            (load,) = [d for d in run.parts.operator.why("m") if d.kind is DecisionKind.LOAD]
+            assert load.text.startswith("loading on c GPU 0")
+            assert load.text.endswith("; where its files are: c: warm, 1.0 s; b: local, 20.0 s")
+
+
+def made_cold(file: Path) -> int | None:
+    """Drop a file from the page cache; how much of it stays."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+    drop(file)
+    return resident_bytes(file)
