@@ -124,6 +124,15 @@ def test_each_machine_is_a_line_and_what_is_wrong_with_it_another(host: HostCont
     assert found[5].fix == "Start Ray there again, or: cotenant nodes forget c"
 
 
+def test_the_daemon_is_asked_with_the_key_of_its_file(host: HostContext, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("# ours\n\nof-the-file\n")
+    with daemon({"nodes": [], "launcher": "ray", "problem": None}) as (configuration, keys):
+        server = replace(configuration.server, api_key_file=tmp_path / "keys")
+        asked = replace(host, configuration=replace(configuration, server=server))
+        assert [*machines.machines(asked)]
+    assert keys == ["Bearer of-the-file"]
+
+
 def test_where_the_daemon_does_not_say_the_doctor_says_so(host: HostContext) -> None:
     with daemon({}, 401) as (configuration, _):
         refused = only(machines.machines(replace(host, configuration=configuration)), Level.UNKNOWN)

@@ -1,5 +1,6 @@
 """Checks of the configuration, its port, and access to Cotenant's files."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -157,7 +158,7 @@ def port(host: HostContext) -> Iterator[Observation]:
 def fragmentation(host: HostContext) -> Iterator[Observation]:
     """Check whether a model would fit if the daemon moved others; nothing without a daemon that answers."""
     server = host.settings.server
-    found = ask(server.host, server.port, "/api/defragmentation", next(iter(server.api_keys), None))
+    found = ask(server.host, server.port, "/api/defragmentation", operators_key(host))
     if found is None or found.status != 200:
         return
     gain = json.loads(found.body)
@@ -169,6 +170,17 @@ def fragmentation(host: HostContext) -> Iterator[Observation]:
         )
     else:
         yield ok(gain["text"])
+
+
+def operators_key(host: HostContext) -> str | None:
+    """Return a key with which the daemon may be asked here, None if none is known in clear."""
+    server = host.settings.server
+    given = host.environ.get("COTENANT_API_KEY") or next(iter(server.api_keys), None)
+    if given is None and server.api_key_file is not None:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            lines = server.api_key_file.read_text(encoding="utf-8").splitlines()
+            given = next((line.strip() for line in lines if line.strip() and not line.startswith("#")), None)
+    return given
 
 
 def _refusal(host: str, number: int) -> OSError | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from cotenant.doctor.files import ask
+from cotenant.doctor.files import ask, operators_key
 from cotenant.doctor.findings import Observation, ok, problem, unknown, warning
 from cotenant.doctor.host_context import HostContext
 from cotenant.domain.decisions import NodeState
@@ -87,8 +87,7 @@ def machines(host: HostContext) -> Iterator[Observation]:
     server = host.settings.server
     if host.settings.nodes is None:
         return
-    key = host.environ.get("COTENANT_API_KEY") or next(iter(server.api_keys), None)
-    found = ask(server.host, server.port, "/api/nodes", key) if server.port else None
+    found = ask(server.host, server.port, "/api/nodes", operators_key(host)) if server.port else None
     if found is None:
         yield unknown("no daemon answers here, so the other machines were not checked", "", "cotenant serve")
     elif found.status != 200:

@@ -6,6 +6,7 @@ take them, which also bounds everything else that a server may send without end.
 
 import asyncio
 import functools
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -331,13 +332,18 @@ class Connection(asyncio.Protocol):
             self._wake()
 
 
-@functools.cache
 def client_context(ca: str | None = None) -> ssl.SSLContext:
-    """Return the context that checks certificates. It is created once: that takes tens of milliseconds.
+    """Return the context that checks certificates.
 
-    Without a file `ca`, OpenSSL reads the authorities from the system's folder, and from `SSL_CERT_FILE` and
-    `SSL_CERT_DIR`. Raises OSError if the file cannot be used.
+    It is created once, which takes tens of milliseconds, and again when the file `ca` has changed. Without
+    one, OpenSSL reads the authorities from the system's folder, and from `SSL_CERT_FILE` and `SSL_CERT_DIR`.
+    Raises OSError if the file cannot be used.
     """
+    return _context(ca, 0 if ca is None else os.stat(ca).st_mtime_ns)
+
+
+@functools.lru_cache(64)
+def _context(ca: str | None, changed_at: int) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=ca)
 
 

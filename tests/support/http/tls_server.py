@@ -37,13 +37,14 @@ class Authority:
         )
         return made
 
-    def signed(self, name: str) -> tuple[Path, Path]:
-        """Return a certificate for 127.0.0.1 and its key."""
+    def signed(self, name: str, *addresses: str) -> tuple[Path, Path]:
+        """Return a certificate for these addresses, else 127.0.0.1, and its key."""
+        names = ",".join(f"IP:{each}" for each in addresses or ("127.0.0.1",))
         certificate, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
         _openssl(
             *("req", "-x509", *_CURVE, "-subj", f"/CN={name}", "-out", certificate, "-keyout", key),
             *("-CA", self.certificate, "-CAkey", self.folder / "authority.key"),
-            *("-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=CA:FALSE"),
+            *("-addext", f"subjectAltName={names}", "-addext", "basicConstraints=CA:FALSE"),
         )
         return certificate, key
 
