@@ -154,9 +154,20 @@ def test_loads_are_estimated_by_bytes_until_they_were_measured() -> None:
     times.learn("m", "b", FileState.LOCAL, size, 4.0)
     assert times.load_s("m", "b", FileState.LOCAL, size) == 3.0
     before = times.fetch_s("b", size)
-    times.learn_rate("b", FileState.ABSENT, GIB, 1.0)
+    times.learn_rate("b", FileState.ABSENT, 4 * GIB, 4.0)
     assert times.fetch_s("b", size) == pytest.approx(21.0)
     assert times.fetch_s("c", size) == before
+
+
+def test_small_loads_say_nothing_of_much_larger_ones_and_large_ones_more_than_small_ones() -> None:
+    times, usual = LoadTimes(), LoadTimes()
+    times.learn("tiny", "b", FileState.WARM, GIB // 256, 2.0)
+    assert times.load_s("m", "b", FileState.WARM, GIB) == usual.load_s("m", "b", FileState.WARM, GIB)
+    times.learn("large", "b", FileState.WARM, 8 * GIB, 4.0)
+    times.learn("tiny", "b", FileState.WARM, GIB // 256, 2.0)
+    assert times.load_s("m", "b", FileState.WARM, 16 * GIB) == pytest.approx(8.0)
+    times.learn("larger", "b", FileState.WARM, 12 * GIB, 12.0)
+    assert times.load_s("m", "b", FileState.WARM, 12 * GIB) == pytest.approx(8.0), "both count"
 
 
 def test_what_was_learned_is_known_in_the_next_run() -> None:
@@ -169,7 +180,7 @@ def test_what_was_learned_is_known_in_the_next_run() -> None:
         assert each.load_s("m", "b", FileState.LOCAL, size) == 3.0
         assert each.load_s("n", "b", FileState.LOCAL, 2 * size) == 6.0
         assert each.fetch_s("b", GIB) == pytest.approx(11.0)
-    for broken in ({"seconds": [["m", "b"]]}, {"bytes_per_s": [["b", "odd", 1]]}, {"seconds": 3}):
+    for broken in ({"seconds": [["m", "b"]]}, {"rates": [["b", "odd", 1, 1]]}, {"seconds": 3}):
         after.remember(broken)
         assert after.load_s("m", "b", FileState.LOCAL, size) == 3.0
 
