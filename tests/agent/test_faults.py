@@ -230,6 +230,7 @@ async def test_an_engine_that_died_while_no_daemon_listened_is_in_the_answer_to_
             while second.answer.engines or not second.answer.ended:
                 await second.renew((await second.hello()).stamp)
         (told,) = [each for each in second.answer.ended if each.id in ours]
+        assert second.answer.logs.keys() >= {"tiny"}
         # The end of one that was stopped is no news.
         assert (told.id, told.state) == (died.id, EngineState.ENDED)
         assert told.error is not None

@@ -207,6 +207,7 @@ class Agent:
             time.time(),
             self._options.problems,
             self.engines.ended_of_late(),
+            await asyncio.to_thread(self._logs.found),
         )
 
     def _take_llama_server(self, of_daemon: Path | None) -> None:

@@ -112,8 +112,9 @@ class HelloAnswer:
     """What an agent is and has. `seq` is the number of its last event, `stamp` its CLOCK_BOOTTIME in seconds.
 
     `gate` is None if the hello named none. `unix_time_s` is its clock, to compare with ours.
-    `problems` are what is wrong with the machine, in sentences. `ended`
-    are the last engines that have ended by themselves.
+    `problems` are what is wrong with the machine, in sentences. `ended` are the last engines that have ended
+    by themselves. `logs` are when logs of models were last written there, in Unix seconds, by the names of
+    their files.
     """
 
     identity: Identity
@@ -129,6 +130,7 @@ class HelloAnswer:
     unix_time_s: float = 0.0
     problems: tuple[str, ...] = ()
     ended: tuple[EngineStatus, ...] = ()
+    logs: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

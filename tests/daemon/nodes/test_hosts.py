@@ -9,7 +9,7 @@ from cotenant.nodes.engine_host import NodeEngineHost
 from cotenant.nodes.file_messages import LogBytes
 from cotenant.nodes.protocol import Json, to_json
 from tests.nodes.test_engine_host import Scripted, status
-from tests.support.engines.orders import gpu_order
+from tests.support.engines.orders import gpu_order, host_order
 
 
 class Nowhere:
@@ -17,6 +17,13 @@ class Nowhere:
 
     async def start(self, order: EngineOrder) -> Engine:
         raise AssertionError(order.name)
+
+
+class Here:
+    """A host of this machine, on which all starts."""
+
+    async def start(self, order: EngineOrder) -> Engine:
+        return None  # type: ignore[return-value]
 
 
 async def test_the_log_of_an_engine_is_read_where_it_ran() -> None:
@@ -42,3 +49,22 @@ async def test_the_log_of_an_engine_is_read_where_it_ran() -> None:
     read = hosts.log_of("big")
     assert read is not None
     assert await read(7, 10) == (b"big at 7", 5, 99)
+    assert hosts.log_node("big") == "b"
+
+
+async def test_the_log_of_an_engine_of_an_earlier_daemon_is_read_where_it_was_written_last() -> None:
+    async def answer(method: str, params: Json) -> Json:
+        return to_json(LogBytes(params["name"].encode(), 0, 9, Path("/log")))
+
+    async def ensure(host: NodeEngineHost, order: EngineOrder) -> None:
+        pass
+
+    hosts = NodeHosts(Here(), lambda node: NodeEngineHost(node, Scripted(answer), 1), ensure)
+    hosts.note_logs("b", {"org%2Fchat": 20.0, "other": 5.0})
+    hosts.note_logs("c", {"org%2Fchat": 10.0, "other": 6.0})
+    assert (hosts.log_node("org/chat"), hosts.log_node("other"), hosts.log_node("new")) == ("b", "c", None)
+    read = hosts.log_of("org/chat")
+    assert read is not None
+    assert (await read(None, 9))[0] == b"org/chat"
+    await hosts.start(replace(host_order(Path("m.gguf")), name="other"))
+    assert hosts.log_of("other") is None, "its last engine is one of this machine"

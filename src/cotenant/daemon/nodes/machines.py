@@ -49,6 +49,7 @@ class Machines:
         """A machine answers: take what it has, and offer the engines that this daemon did not start."""
         host = self._hosts.of(node.name)
         host.use_gate(node.hello.gate)
+        self._hosts.note_logs(node.name, node.hello.logs)
         found = host.reconcile((*node.hello.engines, *node.hello.ended))
         self._loop.effects.miss(node.name, False)
         self._loop.post(NodeBack(self._loop.clock.now(), node.name))

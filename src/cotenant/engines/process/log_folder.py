@@ -154,7 +154,7 @@ class LogFolder:
     def log(self, name: str, ended: Callable[[], bool]) -> RotatingLog:
         """Return a log for a model's engine; it is reserved until `ended` returns true. Raises OSError."""
         self._in_use = {path: gone for path, gone in self._in_use.items() if not gone()}
-        stem, folder = _stem(name), self._folder()
+        stem, folder = log_stem(name), self._folder()
         path, number = folder / f"{stem}.log", 1
         while path in self._in_use:
             number += 1
@@ -165,7 +165,15 @@ class LogFolder:
 
     def latest(self, name: str) -> Path | None:
         """Return the log of a model's last engine, also of an earlier run of the daemon's."""
-        return self._latest.get(_stem(name))
+        return self._latest.get(log_stem(name))
+
+    def found(self) -> dict[str, float]:
+        """Return when each model's last log was written, in Unix seconds, by `log_stem`."""
+        written = {}
+        for stem, path in self._latest.items():
+            with contextlib.suppress(OSError):
+                written[stem] = path.stat().st_mtime
+        return written
 
     def _folder(self) -> Path:
         try:
@@ -183,6 +191,6 @@ class LogFolder:
         return self._path
 
 
-def _stem(name: str) -> str:
+def log_stem(name: str) -> str:
     """Return a file's name for a model, of which no other model has the same."""
     return re.sub(r"^\.|[^\w.:@+-]", lambda match: f"%{ord(match[0]):02X}", name)
