@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,14 +45,16 @@ MODELS = (
 
 
 @contextlib.contextmanager
-def running(operator: PlainOperator, **options: object) -> Iterator[str]:
+def running(
+    operator: PlainOperator, *, models: Sequence[ServedModel] = MODELS, **options: object
+) -> Iterator[str]:
     """Serve in a thread, as the command under test blocks this one; yield the address."""
     ready, stop = threading.Event(), asyncio.Event()
     port: list[int] = []
     loop = asyncio.new_event_loop()
 
     async def run() -> None:
-        async with serving(SlotRouter(None, models=MODELS), operator, **options) as found:
+        async with serving(SlotRouter(None, models=models), operator, **options) as found:
             port.append(found)
             ready.set()
             await stop.wait()

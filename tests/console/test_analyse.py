@@ -3,21 +3,19 @@
 import html
 import json
 import re
-from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
-from cotenant.domain.decisions import DeviceStatus, ModelStatus
+from cotenant.domain.decisions import ModelStatus
 from cotenant.domain.devices import Device, DeviceId, DeviceKind, Inventory, Reading
-from cotenant.domain.nodes import FileState, LoadCost
 from cotenant.domain.placements import Placement, PlanQuery
 from cotenant.domain.units import GIB
 from cotenant.domain.vendors import InventorySource
 from cotenant.model_files import load_model
 from tests.console.looking import Page, gateway, look, operator
-from tests.support.daemon.planner import entry, inventory, planner
+from tests.support.daemon.planner import entry, over_machines, planner
 from tests.support.models.gguf_models import build_tiny_llama
 
 PIECE = "/ui/fragments/analyse"
@@ -157,27 +155,12 @@ async def test_hostile_text_stays_text():
 
 
 async def test_of_several_machines_that_one_is_planned_on_where_the_model_loads_soonest_and_it_says_so():
-    cards = inventory().on_node("a"), inventory().on_node("b"), inventory().on_node("c")
-    found = replace(
-        cards[0],
-        devices=tuple(card for each in cards for card in each.devices),
-        readings={id_: reading for each in cards for id_, reading in each.readings.items()},
-    )
-    costs = {
-        "a": LoadCost(160.0, FileState.ABSENT),
-        "b": LoadCost(4.0, FileState.WARM),
-        "c": LoadCost(None, FileState.ABSENT, "no file /models/llama-70b.gguf"),
-    }
-    status = ModelStatus("llama-70b", "cold", load_costs=costs)
-    devices = [
-        DeviceStatus(card.id, 0, card.name, card.total_bytes, card.total_bytes, 0, 0, card.total_bytes or 0)
-        for card in found.devices
-    ]
-    plans = planner(entry(), cards=found, statuses=devices, told=[status])
+    plans, status = over_machines()
     answer = await plans.plan(PlanQuery(model="llama-70b"))
     assert isinstance(answer.result, Placement)
     assert answer.result.node == "b"
-    assert {budget.left_out for budget in answer.budgets if budget.device.node == "c"} == {costs["c"].why}
+    left_out = {budget.left_out for budget in answer.budgets if budget.device.node == "c"}
+    assert left_out == {status.load_costs["c"].why}
     body = urlencode({"source": "model", "model": "llama-70b", "devices": "detected", "fresh": "1"}).encode()
     page = await look(gateway(operator(status), planner=plans), PIECE, "POST", body)
     assert "Where its files are: b: warm, 4.0 s; a: absent, 2 m 40 s; c: absent." in page.text

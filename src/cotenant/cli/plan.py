@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cotenant.analysis.drafts import draft_problem
 from cotenant.analysis.shape import adapter_sizes
+from cotenant.cli.client import add_daemon_options
 from cotenant.cli.flags import (
     add_device_options,
     add_setting,
@@ -198,10 +199,18 @@ def register(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     add_model_options(parser)
+    parser.add_argument(
+        "--served", metavar="NAME", help="ask the daemon where it would load a model that it serves"
+    )
+    add_daemon_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan, or the budgets when no model is given."""
+    if args.served is not None:
+        from cotenant.cli.nodes.plan import run as run_served
+
+        return run_served(args)
     path = model_path(args)
     if path is None:
         read_recipe(args)

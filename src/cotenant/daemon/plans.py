@@ -157,7 +157,7 @@ def _soonest_first(found: Sequence[Budget], costs: Mapping[str, LoadCost]) -> li
         known = cost(budget)
         if known is None:
             return False, math.inf
-        return known.state is FileState.ABSENT, known.seconds or 0.0
+        return known.state is FileState.ABSENT, math.inf if known.seconds is None else known.seconds
 
     return sorted(left, key=key)
 

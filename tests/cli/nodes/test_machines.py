@@ -9,11 +9,14 @@ from cotenant.cli.main import main
 from cotenant.domain.engines import InstallOrder
 from cotenant.domain.errors import EngineInstallFailed, NoRoomOnDisk
 from cotenant.domain.keys import KeyScope, flat_key
+from cotenant.domain.models import ModelKind
+from cotenant.domain.requests import ServedModel
 from cotenant.domain.units import GIB
 from cotenant.ray.environment import warnings
 from tests.cli.test_daemon_commands import running
 from tests.support.daemon.plain_nodes import READY, SILENT, PlainNodes
 from tests.support.daemon.plain_operator import PlainOperator
+from tests.support.daemon.planner import over_machines
 
 LACKS = warnings("a", {"RAY_AUTH_MODE": "token"}, head=True)
 
@@ -158,3 +161,42 @@ def test_the_list_says_why_no_machine_can_be_reached(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == "no machine can be reached through Ray: Ray's broker ended\n"
     ran(PlainNodes(), "nodes", "list")
     assert capsys.readouterr().out == "no machine has answered yet\n"
+
+
+def planned(*argv: str) -> int:
+    plans, status = over_machines()
+    models = (ServedModel(status.name, ModelKind.TEXT, 1),)
+    with running(PlainOperator(status), models=models, planner=plans) as address:
+        return main(["plan", *argv, "--address", address])
+
+
+def test_a_served_model_is_planned_on_the_machine_where_it_loads_soonest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert planned("--served", "llama-70b") == 0
+    first, *devices, files = capsys.readouterr().out.splitlines()
+    assert first == "llama-70b: 81 of 81 layers on GPUs, the output layer counted"
+    assert [line.split()[0] for line in devices] == ["b", "b", "a", "a", "c", "c"]
+    assert ", layers 0-" in devices[0]
+    assert devices[2].endswith(" may be")
+    assert devices[4].endswith("left out: no file /models/llama-70b.gguf")
+    assert files == "Where its files are: b: warm, 4.0 s; a: absent, 2 m 40 s; c: absent"
+    assert planned("--served", "llama-70b", "--n-ctx", "131072", "--json") == 3
+    told = json.loads(capsys.readouterr().out)
+    assert (told["fits"], told["recipe"]["n_ctx"]) == (False, 131072)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("m.gguf",), "a file is given"),
+        (("--gpus", "24GiB"), "--gpus does not go with --served"),
+        (("--reserve-mib", "100"), "--reserve-mib does not go with --served"),
+        (("--draft", "d.gguf"), "--draft does not go with --served"),
+    ],
+)
+def test_what_the_daemon_decides_is_not_a_flag_of_its_plan(
+    flags: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert planned("--served", "llama-70b", *flags) == 2
+    assert says in capsys.readouterr().err
