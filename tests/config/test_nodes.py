@@ -64,6 +64,6 @@ def test_what_is_wrong_is_told_with_its_line_and_what_to_do(read: Reader, text: 
 
 def test_changes_are_told(read: Reader) -> None:
     before, after = read("nodes: {}"), read("nodes: {lease: 30s}")
-    assert diff(before, after).sentences() == ("nodes changed: it takes effect at the next start",)
+    assert diff(before, after).sentences() == ("nodes.lease changed",)
     other = read(f"nodes: {{}}\n{MODEL.replace('[b, GPU-Box-2]', '[c]')}")
     assert diff(read(f"nodes: {{}}\n{MODEL}"), other).reloaded == other.models

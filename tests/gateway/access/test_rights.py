@@ -35,6 +35,8 @@ ADMINS = {
     ("get", "/api/keys"),
     ("post", "/api/keys"),
     ("delete", "/api/keys/{name}"),
+    ("post", "/api/nodes/{name}/engines/install"),
+    ("post", "/api/nodes/{name}/pull"),
     ("post", "/api/reload"),
     ("put", "/api/system/gpu-config"),
     ("post", "/api/system/gpu-config/apply"),
