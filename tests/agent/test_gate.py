@@ -180,6 +180,51 @@ async def test_with_certificates_the_gate_speaks_tls_to_who_trusts_its_authority
         connection.abort()
 
 
+async def test_a_certificate_that_has_expired_is_said_and_no_request_is_sent(tmp_path: Path) -> None:
+    authority = Authority.made(tmp_path)
+    certificate, key = authority.expired()
+    async with engine(answers) as there, gate(certificate=certificate, key=key) as made:
+        made.admit("token", there)
+        assert made.address is not None
+        ca = str(authority.certificate)
+        with pytest.raises(UpstreamFailed, match="its certificate is not trusted: certificate has expired"):
+            await Pool().connect(Endpoint("127.0.0.1", made.address.port, tls=True, gate="token", ca=ca))
+        await until(lambda: not made.clients)
+
+
+async def test_over_a_slow_link_requests_pass_and_the_next_one_pays_for_no_connection() -> None:
+    way_s = 0.1
+
+    async with engine(answers) as there, gate() as made:
+        made.admit("token", there)
+        host, port, _ = behind(made, "token")
+        opened = 0
+
+        async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(65536):
+                await asyncio.sleep(way_s)
+                writer.write(data)
+            writer.close()
+
+        async def passes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal opened
+            opened += 1
+            far_reader, far_writer = await asyncio.open_connection(host, port)
+            await asyncio.gather(late(reader, far_writer), late(far_reader, writer))
+
+        async with engine(passes) as slow:
+            pool, through = Pool(), Endpoint(slow.host, slow.port, gate="token")
+            for _ in range(3):
+                connection = pool.idle(through) or await pool.connect(through)
+                connection.begin(b"GET / HTTP/1.1\r\n\r\n", b"")
+                while not connection.ended:
+                    await connection.more()
+                assert connection.take() == b"body"
+                pool.give_back(connection)
+            assert opened == 1
+            pool.close()
+
+
 async def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
     made = Gate(lambda: False)
     for address in ("0.0.0.0", "8.8.8.8", "::"):

@@ -4,15 +4,17 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cotenant.agent.events import EventLog
 from cotenant.agent.lease import Epoch, Lease
 from cotenant.clock import ManualClock
 from cotenant.domain.nodes import LeaseOver, StaleEpoch
-from cotenant.nodes.messages import EngineLeft, EngineState, HelloAnswer, Renew, Start
+from cotenant.nodes.messages import EngineGone, EngineLeft, EngineState, HelloAnswer, Renew, Start
 from cotenant.nodes.protocol import RENEW, START
 from cotenant.nodes.transport import ask
 from tests.engines.contract import complete
@@ -78,6 +80,33 @@ def test_a_lease_is_what_guards_read_and_is_over_for_an_agent_that_begins(
     assert int.from_bytes((tmp_path / "lease").read_bytes(), "little") == 1_060_000_000_000
     with contextlib.closing(Lease(tmp_path / "lease", clock.now)) as again:
         assert again.left_s == 0.0
+
+
+@pytest.mark.parametrize("minutes", [-10, 10])
+def test_a_lease_and_its_stamps_heed_no_clock_that_people_set(
+    tmp_path: Path, minutes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wall = time.time
+    with contextlib.closing(Lease(tmp_path / "lease")) as held:
+        held.lease_s = 600.0
+        stamp = held.stamp()
+        monkeypatch.setattr("time.time", lambda: wall() + 60 * minutes)
+        held.renew(stamp)
+        assert 0.0 < held.left_s <= 600.0
+        assert held.stamp() - stamp < 300.0
+
+
+@pytest.mark.parametrize("minutes", [-10, 10])
+async def test_events_of_an_agent_that_began_after_its_clock_was_set_are_taken_for_no_others(
+    minutes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wall, before = time.time_ns, EventLog()
+    before.add(EngineGone("first"))
+    monkeypatch.setattr("time.time_ns", lambda: wall() + 60 * minutes * 10**9)
+    after = EventLog()
+    after.add(EngineGone("second"))
+    assert (await after.after(before.last, 0.0, lambda: 0.0)).lost
+    assert [each.id for each in (await before.after(before.last - 1, 0.0, lambda: 0.0)).events] == ["first"]
 
 
 def test_the_highest_epoch_is_obeyed_also_after_a_restart(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ P = TypeVar("P")
 R = TypeVar("R")
 
 _LOOPBACK: Final = "127.0.0.1"
+_AGAIN_S: Final = 0.2
 _SLOW_S: Final = 120.0
 """For what asks a machine's programs: a first CUDA initialisation on eight GPUs takes seconds."""
 
@@ -101,6 +102,7 @@ class NodeEngineHost:
         self._pulls: dict[Path, asyncio.Future[None]] = {}
         self._warming: dict[int, asyncio.Future[FilesWarmed]] = {}
         self._numbers = itertools.count(1)
+        self._losses = 0
         self._installs: set[asyncio.Queue[InstallProgress | NodeUnreachable]] = set()
         self._tasks = BackgroundTasks()
 
@@ -113,14 +115,9 @@ class NodeEngineHost:
         engine = self._new(secrets.token_hex(8), order)
         try:
             async with asyncio.timeout(self._start_within_s):
-                while True:
-                    try:
-                        status = await self._call(START, Start(self._epoch, engine.id, order))
-                        break
-                    except NodeUnreachable:
-                        if engine.gone:
-                            raise
-                        await asyncio.sleep(0.2)
+                status = await self._ask_again(
+                    START, Start(self._epoch, engine.id, order), lambda: engine.gone
+                )
         except TimeoutError:
             self._abandon(engine)
             raise NodeUnreachable(f"{self.node} has not answered whether it starts {order.name}") from None
@@ -184,6 +181,7 @@ class NodeEngineHost:
 
     def lose_all(self, why: str) -> None:
         """Count all engines as gone: the machine is lost."""
+        self._losses += 1
         for engine in self._engines.values():
             engine.lose(why)
         self._engines.clear()
@@ -201,8 +199,14 @@ class NodeEngineHost:
         await self._call(SHARE_CARDS, ShareCards(self._epoch, mode, group, wanting, max_loaded))
 
     async def files(self, paths: Sequence[Path]) -> Sequence[FileStatus]:
-        """Return which of these files the machine has, and where."""
-        return (await self._call(FILES, Paths(tuple(paths)))).files
+        """Return which of these files the machine has, and where; asked again as an order is in `start`."""
+        losses = self._losses
+        try:
+            async with asyncio.timeout(self._start_within_s):
+                asked = Paths(tuple(paths))
+                return (await self._ask_again(FILES, asked, lambda: self._losses > losses)).files
+        except TimeoutError:
+            raise NodeUnreachable(f"{self.node} has not answered which files it has") from None
 
     async def watch_files(self, paths: Sequence[Path]) -> None:
         """Have the machine report these files, and no others: FilesSeen follows."""
@@ -216,7 +220,7 @@ class NodeEngineHost:
         if done is None:
             done = self._pulls[path] = asyncio.get_running_loop().create_future()
             self.fetches[path] = FileFetch(self.node, path.name, 0, size_bytes)
-        await self._call(PULL, Pull(self._epoch, path, url, sha256, size_bytes, headers))
+        await self._ask_again(PULL, Pull(self._epoch, path, url, sha256, size_bytes, headers), done.done)
         await asyncio.shield(done)
 
     async def warm_budget(self, limit_bytes: int | None) -> WarmBudget:
@@ -326,6 +330,16 @@ class NodeEngineHost:
 
     def _abandon(self, engine: NodeEngine) -> None:
         self._tasks.start(engine.stop(0))
+
+    async def _ask_again(self, method: Method[P, R], params: P, is_over: Callable[[], bool]) -> R:
+        """Call until there is an answer, or it `is_over`; for what may be done twice."""
+        while True:
+            try:
+                return await self._call(method, params)
+            except NodeUnreachable:
+                if is_over():
+                    raise
+                await asyncio.sleep(_AGAIN_S)
 
     async def _call(self, method: Method[P, R], params: P, timeout_s: float | None = None) -> R:
         return await ask(self._transport, self.node, method, params, timeout_s or self._timeout_s)

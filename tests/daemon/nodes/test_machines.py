@@ -119,3 +119,25 @@ async def test_why_an_engine_died_there_has_its_last_lines_and_its_log_is_read_t
             read = only.parts.operator.remote_log("m")
             assert read is not None
             assert b"error: the model is haunted" in (await read(None, 65_536))[0]
+
+
+async def test_over_a_slow_road_that_loses_calls_a_model_loads_once_and_its_machine_is_never_silent(
+    tmp_path: Path, model: Path
+) -> None:
+    with machine(tmp_path) as running:
+        async with daemon(running, model, 1) as only:
+            only.road.way_s, only.road.loses_one_in, only.road.calls = 0.1, 3, 0
+            await only.parts.operator.load("m")
+            (pid,) = only.engine_pids()
+            lease = only.parts.router.try_lease("m")
+            assert lease is not None
+            assert await lease.death(0.0) is None
+            lease.release()
+            only.clock.ahead_s += 20
+            await until(lambda: only.fleet.nodes["b"].liveness.silent_s(only.clock.now()) < 10)
+            assert only.fleet.nodes["b"].state is Liveness.READY
+            kinds = [each.kind for each in only.parts.operator.why("m")]
+            assert kinds.count(DecisionKind.LOAD) == kinds.count(DecisionKind.READY) == 1
+            assert only.road.calls >= 3
+            assert only.engine_pids() == [pid]
+            only.road.way_s, only.road.loses_one_in = 0.0, 0

@@ -48,6 +48,26 @@ class Authority:
         )
         return certificate, key
 
+    def expired(self) -> tuple[Path, Path]:
+        """Return a certificate for 127.0.0.1 that was good for a day long ago, and its key."""
+        certificate, key, asked = (self.folder / f"expired.{kind}" for kind in ("pem", "key", "csr"))
+        index, settings = self.folder / "index", self.folder / "ca.cnf"
+        index.touch()
+        settings.write_text(
+            f"[ca]\ndefault_ca=a\n[a]\ndatabase={index}\nnew_certs_dir={self.folder}\nrand_serial=yes\n"
+            "default_md=sha256\npolicy=p\ncopy_extensions=copy\n[p]\ncommonName=supplied\n"
+        )
+        _openssl(
+            *("req", "-new", *_CURVE[:-2], "-subj", "/CN=expired", "-out", asked, "-keyout", key),
+            *("-addext", "subjectAltName=IP:127.0.0.1"),
+        )
+        _openssl(
+            *("ca", "-batch", "-notext", "-config", settings, "-in", asked, "-out", certificate),
+            *("-cert", self.certificate, "-keyfile", self.folder / "authority.key"),
+            *("-startdate", "20200101000000Z", "-enddate", "20200102000000Z"),
+        )
+        return certificate, key
+
 
 def self_signed(folder: Path) -> tuple[Path, Path]:
     """Return a certificate for 127.0.0.1 that nobody vouches for, and its key."""

@@ -49,7 +49,10 @@ _RULES = BudgetRules(reserve_bytes=0, min_budget_bytes=0)
 
 
 class Roads:
-    """A launcher with an agent at the end of each of its roads, which can be closed, all of them."""
+    """A launcher with an agent at the end of each of its roads, which can be closed, all of them.
+
+    They may be slow, `way_s` seconds each way, and lose one of `loses_one_in` calls, or its answer, in turns.
+    """
 
     problem: str | None = None
 
@@ -58,11 +61,22 @@ class Roads:
         self.listeners: list[Callable[[], None]] = []
         self.routes: Sequence[Route] = [Route(name, name, "127.0.0.1") for name in agents]
         self.closed = False
+        self.way_s, self.loses_one_in, self.calls = 0.0, 0, 0
 
     async def call(self, node: str, method: str, params: Json, timeout_s: float) -> Json:
         if self.closed:
             raise NodeUnreachable("the road is closed")
-        return await self._transport.call(node, method, params, timeout_s)
+        self.calls += 1
+        number = self.calls
+        is_lost = self.loses_one_in > 0 and number % self.loses_one_in == 0
+        await asyncio.sleep(self.way_s)
+        if is_lost and number % 2:
+            raise NodeUnreachable("the call was lost")
+        answer = await self._transport.call(node, method, params, timeout_s)
+        await asyncio.sleep(self.way_s)
+        if is_lost:
+            raise NodeUnreachable("its answer was lost")
+        return answer
 
     async def close(self) -> None:
         await self._transport.close()

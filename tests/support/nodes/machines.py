@@ -194,6 +194,8 @@ def _remove(namespace: str) -> None:
     for pid in map(int, listed.stdout.split()):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    # With the namespace it would go, too, but later.
+    _ip("link", "del", f"{namespace}v", check=False)
     _ip("netns", "del", namespace, check=False)
     shutil.rmtree(_NETNS / namespace, ignore_errors=True)
 
