@@ -1,5 +1,6 @@
 """What Ray is to be started with is printed, read back, and never given to an agent."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,47 @@ def test_the_manifest_for_kuberay_starts_ray_so() -> None:
         environment = {each["name"]: each.get("value", "") for each in container["env"]}
         assert lacking(environment, head=head) == []
         assert {"COTENANT_MACHINE_ID", "COTENANT_NODE"} <= environment.keys()
+
+
+def test_the_manifest_for_kuberay_has_fields_of_a_ray_cluster_and_options_of_ray_start() -> None:
+    # The fields of KubeRay's RayClusterSpec, HeadGroupSpec and WorkerGroupSpec, v1, of which we use these.
+    manifest = yaml.safe_load((_DEPLOY / "raycluster.yaml").read_text(encoding="utf-8"))
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayCluster")
+    spec = manifest["spec"]
+    assert spec.keys() == {"headGroupSpec", "workerGroupSpecs"}
+    head, (workers,) = spec["headGroupSpec"], spec["workerGroupSpecs"]
+    assert head.keys() == {"rayStartParams", "template"}
+    counts = ("replicas", "minReplicas", "maxReplicas")
+    assert workers.keys() == {"groupName", *counts, "rayStartParams", "template"}
+    assert {type(workers[count]) for count in counts} == {int}
+    program = Path(sys.executable).with_name("ray")
+    if not program.exists():
+        pytest.skip("options of `ray start` cannot be tested here: Ray is not installed")
+    asked = [program, "start", "--help"]
+    options = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    for group in (head, workers):
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        assert [name for name in group["rayStartParams"] if f"--{name} " not in options] == []
+        pod = group["template"]["spec"]
+        names = [each["name"] for container in pod["containers"] for each in container["env"]]
+        assert len(names) == len({*names})
+        mounted = {mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+@pytest.mark.parametrize("name", ["head", "node"])
+def test_systemd_accepts_the_units(name: str, tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("units cannot be tested here: no systemd-analyze")
+    unit = _DEPLOY / f"cotenant-ray-{name}.service"
+    text = unit.read_text(encoding="utf-8")
+    # It looks for the program: here that is not where it is installed.
+    assert f"=/opt/cotenant/share/ray/start-{name}.sh " in text
+    (tmp_path / unit.name).write_text(text.replace("/opt/cotenant/share/ray", str(_DEPLOY)))
+    asked = ["systemd-analyze", "verify", "--man=no", str(tmp_path / unit.name)]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    # It may find fault with units of this machine, too.
+    assert [line for line in done.stderr.splitlines() if unit.name in line] == []
 
 
 @pytest.mark.parametrize("name", ["start-head.sh", "start-node.sh"])
