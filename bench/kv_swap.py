@@ -135,6 +135,7 @@ async def _rounds(folder: Path, rounds: int, seed: int, recipe: Mapping[str, Any
 
     async def started(**changes: Any) -> LlamaEngine:
         engine = await host.start(replace(order, **changes))
+        assert isinstance(engine, LlamaEngine)
         await engine.wait_ready(60)
         return engine
 

@@ -29,6 +29,7 @@ from cotenant.domain.engines import (
     EngineEnd,
     EngineOptions,
     EngineReport,
+    RemotePart,
 )
 from cotenant.domain.errors import EngineDied, EngineHung, ModelUnloaded
 from cotenant.domain.exit_causes import Cause
@@ -54,9 +55,10 @@ class EngineOrder:
 
     `model_path` is None if the engine finds the model by name. `options` are the operator's settings for the
     engine. `env` and `args` are the operator's additions, applied last. `launch` says whether it runs in a
-    container. `mps` is what it gets of cards that it shares. `planned_gpus` are those that it was planned on,
-    also described ones, which it cannot see; `planned` is that plan if they are described ones. `recipe` is
-    the model's own, before layers became a number. Without `slot_cache`, no slot can be saved.
+    container. `mps` is what it gets of cards that it shares. `planned_gpus` are those that it was planned
+    on, also described ones, which it cannot see; `planned` is that plan if they are described ones. `recipe`
+    is the model's own, before layers became a number. Without `slot_cache`, no slot can be saved. A model
+    over several machines has `parts` on others: an engine there `lends_gpus`, those of its placement.
     """
 
     name: str
@@ -74,6 +76,8 @@ class EngineOrder:
     recipe: Recipe | None = None
     mps: MpsTerms = NO_MPS_TERMS
     slot_cache: SlotCache | None = None
+    parts: tuple[RemotePart, ...] = ()
+    lends_gpus: bool = False
 
 
 class Engine(Protocol):

@@ -9,6 +9,7 @@ from cotenant.config.values.nodes import NodeLauncher, NodePull, NodesSettings, 
 from cotenant.domain.errors import BadSetting
 from tests.config.conftest import Reader
 
+ACROSS = "models:\n- {path: models/tiny.gguf, across_nodes: true}\n"
 MODEL = "models:\n- {path: models/tiny.gguf, nodes: [b, GPU-Box-2]}\n"
 
 
@@ -36,6 +37,10 @@ def test_a_model_names_its_machines_by_host_names_in_any_case(read: Reader) -> N
     assert entry.nodes == ("b", "gpu-box-2")
 
 
+def across(more: str) -> str:
+    return "nodes: {}\n" + ACROSS.replace("true", f"true, {more}")
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [
@@ -53,6 +58,15 @@ def test_a_model_names_its_machines_by_host_names_in_any_case(read: Reader) -> N
         ("nodes: {tls: {ca: cotenant.yaml}}", "cert"),
         (MODEL, "b, gpu-box-2 cannot be used: there is no section `nodes:`"),
         ("nodes: {}\nmodels:\n- {path: models/tiny.gguf, nodes: [0]}", "is not the name of a machine"),
+        (ACROSS, "there are no other machines: there is no section `nodes:`"),
+        (across("copies: 2"), "over several machines has one copy"),
+        (across("image: x"), "an engine in a container cannot be over"),
+        (across("n_gpu_layers: auto"), "only a model with all layers"),
+        (across("tensor_split: [1, 1]"), "none can be given by hand"),
+        (
+            "nodes: {}\nmodels:\n- {name: r, engine: remote, address: 'http://h', across_nodes: true}",
+            "only llama.cpp models can be over several",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_with_its_line_and_what_to_do(read: Reader, text: str, what: str) -> None:
@@ -60,6 +74,12 @@ def test_what_is_wrong_is_told_with_its_line_and_what_to_do(read: Reader, text: 
         read(text)
     (issue,) = [each for each in raised.value.problems if what in str(each)]
     assert "cotenant.yaml" in str(issue)
+
+
+def test_a_model_may_be_over_several_machines(read: Reader) -> None:
+    (entry,) = read(f"nodes: {{}}\n{ACROSS}").models
+    assert entry.across_nodes
+    assert entry.request.across_nodes
 
 
 def test_changes_are_told(read: Reader) -> None:

@@ -74,12 +74,14 @@ def agent(
 class Daemon:
     """What a daemon does with one agent: says hello, renews its lease, and takes its events."""
 
-    def __init__(self, running: AgentProcess, epoch: int = 1, lease_s: float = 600.0, **more: Any) -> None:
+    def __init__(
+        self, running: AgentProcess, epoch: int = 1, lease_s: float = 600.0, *, name: str = "b", **more: Any
+    ) -> None:
         self.transport = SocketTransport(lambda _: running.socket)
         self.epoch = epoch
         self.lease_s = lease_s
         self.gate: GateSettings | None = GateSettings("127.0.0.1")
-        self.host = NodeEngineHost("b", self.transport, epoch, **more)
+        self.host = NodeEngineHost(name, self.transport, epoch, **more)
         self.events: list[AgentEvent] = []
         self.answer: HelloAnswer
         self._tasks: list[asyncio.Task[None]] = []

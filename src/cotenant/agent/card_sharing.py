@@ -55,7 +55,8 @@ class CardSharing:
     async def environment(self, id_: str, order: EngineOrder, fail: Callable[[str], None]) -> dict[str, str]:
         """Return the variables of an engine, as `Sharing.environment` does; `ended` follows."""
         self._users.add(id_)
-        return await self._sharing.environment(id_, order.name, order.mps, order.placement, fail)
+        here = order.placement.on(order.placement.node)
+        return await self._sharing.environment(id_, order.name, order.mps, here, fail)
 
     def ended(self, id_: str) -> None:
         """Note that nothing is left of an engine."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cotenant.agent.events import EventLog
+from cotenant.agent.forwarder import Forwarder
 from cotenant.agent.gate import Gate
 from cotenant.concurrency.background_tasks import BackgroundTasks
 from cotenant.domain.engines import EngineEnd
@@ -43,7 +44,10 @@ async def _nothing_shared(*_: object) -> Mapping[str, str]:
 
 @dataclass(eq=False)
 class _Run:
-    """One engine: `timeout_s` is set once somebody waits for it, `ended_because` if nobody asked for that."""
+    """One engine: `timeout_s` is set once somebody waits for it, `ended_because` if nobody asked for that.
+
+    `forwarders` are its ways to the parts of its model on other machines.
+    """
 
     id: str
     order: EngineOrder
@@ -54,6 +58,7 @@ class _Run:
     begun: asyncio.Task[None] | None = None
     life: asyncio.Task[None] | None = None
     is_given_up: bool = False
+    forwarders: tuple[Forwarder, ...] = ()
     ended_because: str | None = None
 
     def status(self) -> EngineStatus:
@@ -174,14 +179,21 @@ class AgentEngines:
         try:
             shared = await self.environment(run.id, run.order, lambda why: self.stop(run.id, 2.0, why))
             order = replace(run.order, env={**shared, **run.order.env}) if shared else run.order
-            run.engine = await self.host.start(order)
+            run.engine = await self.host.start(await self._with_ways(run, order))
         except BaseException:
+            _close(run)
             del self._runs[run.id]
             self.ended(run.id)
             raise
         run.state = EngineState.LOADING
         run.life = asyncio.get_running_loop().create_task(self._live(run, run.engine))
         self.changed()
+
+    async def _with_ways(self, run: _Run, order: EngineOrder) -> EngineOrder:
+        """Return an order whose parts on other machines are reached at ports of this one."""
+        run.forwarders = tuple(map(Forwarder, order.parts))
+        here = [replace(each.part, endpoint=await each.open()) for each in run.forwarders]
+        return replace(order, parts=tuple(here))
 
     async def _live(self, run: _Run, engine: Engine) -> None:
         """Load, serve, report the end, and remove what is left."""
@@ -211,6 +223,7 @@ class AgentEngines:
         try:
             await engine.stop(0)
         finally:
+            _close(run)
             past = EngineStatus(run.id, run.order, EngineState.ENDED)
             # The end of one that was stopped on purpose is no news.
             told = None if end is not None and end.cause is None else end
@@ -221,3 +234,8 @@ class AgentEngines:
             self.events.add(EngineGone(run.id))
             self.ended(run.id)
             self.changed()
+
+
+def _close(run: _Run) -> None:
+    for forwarder in run.forwarders:
+        forwarder.close()

@@ -9,13 +9,12 @@ import contextlib
 import hashlib
 import ipaddress
 import logging
-import socket
 import ssl
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, cast
 
+from cotenant.agent.splice import Splice
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import BadSetting, InsecureBind, PortTaken
 from cotenant.http.listeners import verify_listener
@@ -26,8 +25,6 @@ _FIRST_LINE_WITHIN_S: Final = 10.0
 _CONNECT_WITHIN_S: Final = 5.0
 _MOST_STRANGERS: Final = 512
 """How many connections may be open that have not shown a token yet."""
-_HIGH_WATER_BYTES: Final = 256 * 1024
-_RESET: Final = struct.pack("ii", 1, 0)
 
 _LOG = logging.getLogger(__name__)
 
@@ -138,54 +135,7 @@ class Gate:
             self._spliced[client.digest].discard(client)
 
 
-class _End(asyncio.Protocol):
-    """One of two connections of which each gets what the other one receives."""
-
-    __slots__ = ("_transport", "other")
-
-    def __init__(self) -> None:
-        self._transport: asyncio.Transport | None = None
-        self.other: _End | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(_HIGH_WATER_BYTES)
-
-    def data_received(self, data: bytes) -> None:
-        if self.other is not None and self.other._transport is not None:
-            self.other._transport.write(data)
-
-    def eof_received(self) -> bool:
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        other, self.other = self.other, None
-        if other is not None:
-            other.other = None
-            # What was received before a clean end is still sent; a broken one must not look like a clean end.
-            if exc is None and other._transport is not None:
-                other._transport.close()
-            else:
-                other.cut()
-
-    def pause_writing(self) -> None:
-        if self.other is not None and self.other._transport is not None:
-            self.other._transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        if self.other is not None and self.other._transport is not None:
-            self.other._transport.resume_reading()
-
-    def cut(self) -> None:
-        """Reset the connection."""
-        if self._transport is not None and not self._transport.is_closing():
-            sock = self._transport.get_extra_info("socket")
-            with contextlib.suppress(OSError, AttributeError):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            self._transport.abort()
-
-
-class _Client(_End):
+class _Client(Splice):
     """A connection to the gate: first a stranger, then passed on to an engine."""
 
     __slots__ = ("_buffer", "_gate", "_is_stranger", "_loop", "_task", "_timer", "digest")
@@ -224,7 +174,7 @@ class _Client(_End):
             return
         self._known()
         self._buffer = rest
-        cast(asyncio.Transport, self._transport).pause_reading()
+        cast(asyncio.Transport, self.transport).pause_reading()
         self._task = self._loop.create_task(self._pass_on(endpoint))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -243,7 +193,7 @@ class _Client(_End):
             self._timer = None
 
     async def _pass_on(self, endpoint: Endpoint) -> None:
-        engine = _End()
+        engine = Splice()
         try:
             async with asyncio.timeout(_CONNECT_WITHIN_S):
                 await self._loop.create_connection(lambda: engine, endpoint.host, endpoint.port)
@@ -257,7 +207,7 @@ class _Client(_End):
         except asyncio.CancelledError:
             engine.cut()
             raise
-        transport = cast(asyncio.Transport, self._transport)
+        transport = cast(asyncio.Transport, self.transport)
         if transport.is_closing():
             engine.cut()
             return

@@ -55,10 +55,10 @@ def compare(placement: Placement, report: EngineReport | None) -> tuple[Comparis
     """Pair each used GPU of a placement with the engine's own entry for it; host RAM is last.
 
     They are joined by PCI bus id or, if the engine reports none, by order: it sees exactly the used devices,
-    in planned order, so its n-th device is the n-th share.
+    in planned order, so its n-th device is the n-th share. Of several machines its own come first.
     """
     cards = [share for share in placement.used_shares if share.device.kind is not DeviceKind.HOST]
-    rows = _paired(cards, report)
+    rows = _paired(cards, report, placement.node)
     planned = placement.host
     for share in placement.used_shares:
         if share.device.kind is DeviceKind.HOST:
@@ -174,11 +174,12 @@ def _bounded(overhead_bytes: int) -> int:
     return min(max(overhead_bytes, 0), MAX_OVERHEAD_BYTES)
 
 
-def _paired(shares: list[Share], report: EngineReport | None) -> Iterator[Comparison]:
+def _paired(shares: list[Share], report: EngineReport | None, node: str | None) -> Iterator[Comparison]:
     rows = [row for row in report.devices if not row.on_host] if report else []
     by_bus_id = {row.pci_bus_id: row for row in rows if row.pci_bus_id}
     for position, share in enumerate(shares):
-        bus_id = share.device.pci_bus_id
+        # The engine knows no bus id of a GPU that another machine lends it.
+        bus_id = share.device.pci_bus_id if share.device.node == node else None
         row = by_bus_id.get(bus_id) if bus_id else None
         if row is None and position < len(rows) and None in (bus_id, rows[position].pci_bus_id):
             row = rows[position]

@@ -44,6 +44,9 @@ def lines(
     if not models:
         yield "no models"
     for model in models:
+        if (link := model.get("link_bytes")) is not None:
+            costs = f"each token takes {format_bytes(link)} over the network, which is slow"
+            yield f"{model['name']} is over {node_of(model, nodes)}: {costs}"
         if model.get("load"):
             yield f"{model['name']} is loading: {_progress(model['load'])}"
     if warm is not None:
@@ -98,9 +101,9 @@ def several(nodes: Mapping[str, str | None]) -> bool:
 
 
 def node_of(model: Model, nodes: Mapping[str, str | None]) -> str:
-    """Return the machine that a model is on, of devices each with theirs."""
+    """Return the machine that a model is on, mostly one, of devices each with theirs."""
     found = (nodes.get(uuid) for uuid in model.get("devices", ()))
-    return next((node for node in found if node), "-")
+    return ", ".join(dict.fromkeys(filter(None, found))) or "-"
 
 
 def _columns(names: Mapping[str, str], nodes: Mapping[str, str | None]) -> Sequence[Column[Model]]:

@@ -209,6 +209,11 @@ class ModelEntry:
         reads="node",
         shown="any",
     )
+    across_nodes: bool = setting(
+        False,
+        "where no machine could hold it, spread it over the GPUs of several, which is slow",
+        flag=None,
+    )
     gpus_fallback: bool = setting(
         True, "while GPUs of `gpus` are not there and it does not fit the others, use any", flag=None
     )
@@ -286,7 +291,15 @@ class ModelEntry:
         """The request for the planner."""
         from cotenant.planning.planner import PlanRequest
 
-        return PlanRequest(self.name, self.loaded, self.recipe, self.projector, self.stated_bytes, self.draft)
+        return PlanRequest(
+            self.name,
+            self.loaded,
+            self.recipe,
+            self.projector,
+            self.stated_bytes,
+            self.draft,
+            self.across_nodes,
+        )
 
 
 @dataclass(frozen=True, slots=True)

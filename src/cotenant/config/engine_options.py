@@ -1,7 +1,7 @@
 """The engine options of a model's entry, checked against the traits of its engine kind."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -13,7 +13,7 @@ from cotenant.domain.engine_arguments import refused_argument
 from cotenant.domain.engine_kinds import EngineKind, EngineTraits, PlanMethod, keys_of_some_kinds
 from cotenant.domain.engines import Endpoint, EngineOptions
 from cotenant.domain.launching import LaunchOptions
-from cotenant.domain.models import ModelKind, ModelShape, Recipe
+from cotenant.domain.models import ALL_LAYERS, ModelKind, ModelShape, Recipe, SplitMode
 from cotenant.domain.residencies import ONE_COPY
 from cotenant.domain.settings import settings_of
 from cotenant.domain.vendors import VENDOR_TRAITS
@@ -80,12 +80,31 @@ def entry_problems(model: Model, recipe: Recipe) -> list[tuple[KeyPath, str, str
         found.append(
             (("env", variable), what, f"Write `gpus: [{(model.env or {})[variable]}]` in place of it.")
         )
+    found += _across_problems(model, recipe)
     if model.address is not None and ((parts := urlsplit(model.address)).username or parts.fragment):
         hint = "Leave it out; a key is given by `api_key:` or `api_key_env:`."
         found.append((("address",), "it has a user, or a part after #, that no request would have", hint))
     if model.api_key is not None and model.api_key_env is not None:
         found.append((("api_key_env",), "it has both api_key and api_key_env", "Keep one."))
     return found
+
+
+def _across_problems(model: Model, recipe: Recipe) -> Iterator[tuple[KeyPath, str, str]]:
+    """Yield what a model cannot have that may be over several machines."""
+    if not model.across_nodes:
+        return
+    may = recipe.engine is EngineKind.LLAMA_CPP
+    layers = recipe.n_gpu_layers == ALL_LAYERS and recipe.n_cpu_moe == 0
+    by_hand = recipe.tensor_split or not recipe.smart_split or recipe.split_mode is not SplitMode.LAYER
+    for wrong, what in (
+        (not may, f"{recipe.engine} models are on one machine: only llama.cpp models can be over several"),
+        (may and model.image is not None, "an engine in a container cannot be over several machines"),
+        (may and not layers, "only a model with all layers on GPUs can be over several machines"),
+        (may and by_hand, "how layers are split over machines is computed: none can be given by hand"),
+        (may and (model.copies or ONE_COPY).most > 1, "a model over several machines has one copy"),
+    ):
+        if wrong:
+            yield (("across_nodes",), what, "Leave out `across_nodes`, or what contradicts it.")
 
 
 def launch_of(model: Model, checked: CheckedSettings) -> LaunchOptions:

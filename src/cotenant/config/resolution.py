@@ -367,6 +367,9 @@ def _nodes_settings(checked: CheckedSettings) -> NodesSettings | None:
             if model.nodes:
                 what = f"{', '.join(model.nodes)} cannot be used: there is no section `nodes:`"
                 checked.report(("models", number, "nodes"), what, "Add `nodes: {launcher: ray}`.")
+            if model.across_nodes:
+                what = "there are no other machines: there is no section `nodes:`"
+                checked.report(("models", number, "across_nodes"), what, "Add `nodes: {launcher: ray}`.")
         return None
     found = NodesSettings(**values_of(section, NodesSettings))
     if found.lost_after_s < found.suspect_after_s:

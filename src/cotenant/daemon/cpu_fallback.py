@@ -26,11 +26,13 @@ def place_on_this_machine(
     """Return the placement itself, or one in host RAM if its GPUs are described ones.
 
     A `rehearsal` loads nothing, so no budget limits it. Engines that are not planned per layer are started
-    as planned: they decide themselves what to do without the GPUs. `ram` is the host RAM of another machine.
+    as planned: they decide themselves what to do without the GPUs. So are those over several machines.
+    `ram` is the host RAM of another machine.
     """
     if request.recipe.engine.traits.planning is not PlanMethod.PER_LAYER:
         return placement
-    if not any(share.device.described for share in placement.used_shares):
+    over_machines = len(placement.nodes) > 1
+    if over_machines or not any(share.device.described for share in placement.used_shares):
         return placement
     recipe = replace(request.recipe, n_gpu_layers=0, n_cpu_moe=0, tensor_split=(), smart_split=True)
     host = budgets(ram or HostProbe(SystemClock()).inventory(), rules)

@@ -49,6 +49,8 @@ class EngineBuild:
     """A program on this machine that can run models, and the GPUs that it sees.
 
     `program` is the file to execute; `problem` says in one sentence why the build cannot be used.
+    `rpc_server` is the program beside it that lends GPUs to a llama-server on another machine, None if there
+    is none, or it could not use such GPUs.
     """
 
     kind: EngineKind
@@ -57,6 +59,7 @@ class EngineBuild:
     version: str
     devices: tuple[EngineDevice, ...] = ()
     problem: str | None = None
+    rpc_server: str | None = None
 
     @property
     def sees_gpus(self) -> bool:
@@ -265,3 +268,16 @@ class Companions:
 
 ALONE: Final = Companions()
 """Of a model that has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemotePart:
+    """GPUs of another machine that are lent to an engine: by a program of this `version`, at `endpoint`.
+
+    `authorities` are the certificates, as PEM, that vouch for the gate there; empty for the system's.
+    """
+
+    node: str
+    version: str
+    endpoint: Endpoint
+    authorities: str = ""

@@ -37,7 +37,7 @@ _UNHEARD_S: Final = 10
 _PROBE: Final = ((socket.TCP_KEEPIDLE, 4), (socket.TCP_KEEPINTVL, 2), (socket.TCP_KEEPCNT, 3))
 
 
-def _notice_silence(sock: socket.socket) -> None:
+def notice_silence(sock: socket.socket) -> None:
     """Have the kernel break a connection to another machine that has answered nothing for 10 s.
 
     It would send again for a quarter of an hour. An engine that computes does answer: its kernel does.
@@ -124,7 +124,7 @@ class Connection(asyncio.Protocol):
             make, endpoint.host, endpoint.port, ssl=client_context(endpoint.ca) if endpoint.tls else None
         )
         if endpoint.gate is not None:
-            _notice_silence(connection._transport.get_extra_info("socket"))
+            notice_silence(connection._transport.get_extra_info("socket"))
             connection._transport.write(f"{endpoint.gate}\n".encode("ascii"))
         return connection
 

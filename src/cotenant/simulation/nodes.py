@@ -120,8 +120,7 @@ class NodesWorld(World):
 
         self.queue.after(SUSPECT_S, unless_mended(lambda: self._is_silent(name)))
         self.queue.after(LOST_S, unless_mended(lambda: self._is_lost(name)))
-        self.queue.after(LEASE_S, unless_mended(lambda: self._end_all(name, "its lease is over", 0.1)))
-        self.queue.after(LEASE_S, unless_mended(lambda: self._end_stranded(name)))
+        self.queue.after(LEASE_S, unless_mended(lambda: self._lease_is_over(name)))
         self.queue.after(for_s, unless_mended(lambda: self.mend(name)))
 
     def kill(self, name: str, for_s: float) -> None:
@@ -225,6 +224,10 @@ class NodesWorld(World):
         held, node.held = node.held, []
         for action in held:
             action()
+
+    def _lease_is_over(self, name: str) -> None:
+        self._end_all(name, "its lease is over", 0.1)
+        self._end_stranded(name)
 
     def _end_stranded(self, name: str) -> None:
         stranded, self._nodes[name].stranded = self._nodes[name].stranded, []

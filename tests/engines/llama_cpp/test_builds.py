@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from cotenant.domain.vendors import Vendor
 from cotenant.engines.llama_cpp.builds import (
     Builds,
     choose,
+    choose_for_rpc,
     discover,
     embedded_build,
     server_build,
@@ -146,3 +148,25 @@ def test_the_embedded_engine_is_installed_and_works() -> None:
     assert found is not None
     assert found.problem is None
     assert found.version
+
+
+def test_only_a_build_with_rpc_shares_a_model_with_other_machines() -> None:
+    lends = replace(build(SERVER, CUDA0), rpc_server="/opt/ggml-rpc-server")
+    assert choose_for_rpc(Builds(None, build(EMBEDDED, CUDA0), lends), [gpu(0)]) is lends
+    with pytest.raises(
+        EngineMissing, match="can share a model with other machines: llama-server 1"
+    ) as raised:
+        choose_for_rpc(Builds(build(SERVER, CUDA0), None, lends), [gpu(0)])
+    assert "-DGGML_RPC=ON" in raised.value.hint
+
+
+@pytest.mark.parametrize("name", ["ggml-rpc-server", "rpc-server", None])
+def test_a_servers_rpc_server_is_beside_it(tmp_path: Path, name: str | None) -> None:
+    server = tmp_path / "llama-server"
+    server.write_text(
+        "#!/bin/sh\ncase $1 in --version) echo 'version: 7';; --help) echo '--rpc SERVERS  servers';; esac\n"
+    )
+    server.chmod(0o755)
+    if name:
+        (tmp_path / name).touch()
+    assert server_build(server).rpc_server == (str(tmp_path / name) if name else None)

@@ -1,7 +1,7 @@
 from cotenant.domain.engines import EngineReport, ReportedDevice
 from cotenant.domain.models import Parts
 from cotenant.domain.units import MIB
-from cotenant.engines.llama_cpp.report import missing_devices, parse_report
+from cotenant.engines.llama_cpp.report import missing_devices, parse_report, without_lent
 from tests.support.engines.orders import gpu
 
 # Cut from real loads of llama-server 0.5.0-dev: two RPC devices stand for GPUs.
@@ -93,3 +93,22 @@ def test_planned_gpus_that_the_engine_did_not_find_are_named() -> None:
 def test_without_pci_ids_gpus_are_counted() -> None:
     assert missing_devices([gpu(0), gpu(1)], parsed(TWO_DEVICES)) == ()
     assert missing_devices([gpu(0), gpu(1), gpu(2)], parsed(TWO_DEVICES)) == (gpu(2),)
+
+
+def test_gpus_that_one_server_lends_are_told_apart_by_their_numbers() -> None:
+    address = "127.0.0.1:50071"
+    report = parse_report(
+        [
+            "using device CUDA0 (NVIDIA RTX A) (0000:01:00.0) - 24105 MiB free",
+            f"using device RPC0 ({address}) (unknown id) - 24105 MiB free",
+            f"using device RPC1 ({address}) (unknown id) - 24105 MiB free",
+            "load_tensors: CUDA0 model buffer size = 30.00 MiB",
+            f"load_tensors: RPC0[{address}] model buffer size = 20.00 MiB",
+            f"load_tensors: RPC1[{address}] model buffer size = 10.00 MiB",
+        ]
+    )
+    assert report is not None
+    found = {device.name: device.parts.weights // MIB for device in report.devices}
+    assert found == {"CUDA0": 30, "RPC0": 20, "RPC1": 10, "CPU": 0}
+    own = without_lent(report)
+    assert missing_devices([gpu(0), gpu(1)], own) == (gpu(1),), "what others lend is not one of its own"

@@ -27,13 +27,14 @@ from cotenant.daemon.nodes.load_costs import NodeLoadCosts
 from cotenant.daemon.nodes.load_times import LoadTimes
 from cotenant.daemon.nodes.machines import Machines
 from cotenant.daemon.nodes.warm_keepers import NodeWarmKeepers
-from cotenant.domain.models import Recipe
+from cotenant.domain.models import ModelShape, Recipe
 from cotenant.domain.nodes import NodeUnreachable
 from cotenant.interfaces import Engine, EngineOrder
 from cotenant.nodes.engine_host import NodeEngineHost
 from cotenant.nodes.fleet import FleetSettings, NodeFleet, Route
 from cotenant.nodes.liveness import LivenessRules
 from cotenant.nodes.protocol import Json
+from cotenant.nodes.spanning import engines_of
 from cotenant.nodes.transport import SocketTransport
 from cotenant.planning.budgets import BudgetRules
 from cotenant.scheduling.events import ModelsChanged
@@ -49,7 +50,7 @@ _RULES = BudgetRules(reserve_bytes=0, min_budget_bytes=0)
 
 
 class Roads:
-    """A launcher with an agent at the end of each of its roads, which can be closed, all of them.
+    """A launcher with an agent at the end of each road: all can be closed, or those to some.
 
     They may be slow, `way_s` seconds each way, and lose one of `loses_one_in` calls, or its answer, in turns.
     """
@@ -62,9 +63,10 @@ class Roads:
         self.routes: Sequence[Route] = [Route(name, name, "127.0.0.1") for name in agents]
         self.closed = False
         self.way_s, self.loses_one_in, self.calls = 0.0, 0, 0
+        self.closed_to: set[str] = set()
 
     async def call(self, node: str, method: str, params: Json, timeout_s: float) -> Json:
-        if self.closed:
+        if self.closed or node in self.closed_to:
             raise NodeUnreachable("the road is closed")
         self.calls += 1
         number = self.calls
@@ -112,8 +114,9 @@ class Running:
     host: Callable[[str], NodeEngineHost]
 
     def engine_pids(self) -> list[int]:
-        engines = (run.engine for run in self.parts.loop.effects.running.values())
-        return [each.node_pid for each in engines if each is not None]  # type: ignore[attr-defined]
+        running = self.parts.loop.effects.running.values()
+        engines = [engine for run in running for engine in engines_of(run.engine)]
+        return [engine.node_pid for engine in engines if engine.node_pid is not None]
 
 
 @contextlib.asynccontextmanager
@@ -126,9 +129,13 @@ async def daemon(
     pull: NodePull = NodePull.NEVER,
     warm_every_s: float | None = None,
     warm_bytes: int | None = None,
+    across_nodes: ModelShape | None = None,
     **recipe: Any,
 ) -> AsyncIterator[Running]:
-    """What the daemon has of one machine `b`, or of several; without `stop` it ends as if it were killed."""
+    """What the daemon has of one machine `b`, or of several; without `stop` it ends as if it were killed.
+
+    A model of the shape `across_nodes` may be over several.
+    """
     agents = {"b": running} if isinstance(running, AgentProcess) else running
     clock, road, files = SystemClock(), Roads(agents), NodeFiles(pull)
     hosts = NodeHosts(NoLocalEngines(), lambda node: NodeEngineHost(node, fleet, epoch), files.ensure)
@@ -145,7 +152,15 @@ async def daemon(
     loop = Loop(Scheduler(SchedulerSettings()), clock, effects)
     cards = NodeCards((), _RULES, loop)
     chosen = Recipe(**{"n_ctx": 256, "parallel": 1, **recipe})
-    entry = ModelEntry("m", model, chosen, dense(2, 1 << 20), (signature(model),), (model,))
+    entry = ModelEntry(
+        "m",
+        model,
+        chosen,
+        across_nodes or dense(2, 1 << 20),
+        (signature(model),),
+        (model,),
+        across_nodes=across_nodes is not None,
+    )
     configuration = read_configuration(Document("", {}), environment={})
     active: Any = SimpleNamespace(configuration=configuration, models=(entry,))
     own_clock = Ahead()

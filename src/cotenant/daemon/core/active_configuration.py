@@ -10,7 +10,7 @@ from cotenant.clock import Clock
 from cotenant.config.changes import Changes, diff
 from cotenant.config.configuration import Configuration, ModelEntry, ServerSettings
 from cotenant.config.watch import Change, Watched, watch
-from cotenant.daemon.core.fleet import as_learned, only_allowed, spec_of
+from cotenant.daemon.core.fleet import RpcVersion, as_learned, only_allowed, spec_of
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.settings import ApiKeys
 from cotenant.domain.errors import BadSetting, UsageError
@@ -29,7 +29,7 @@ class ActiveConfiguration:
 
     `discovered` are models that Ollama daemons have in addition to the configured ones. `past` is what
     earlier runs teach, `learned_bytes` what to plan for models that were measured. `listeners` are called
-    when what is served may have changed, or to whom.
+    when what is served may have changed, or to whom. `rpc_version` says which machines may share a model.
     """
 
     configuration: Configuration
@@ -41,6 +41,7 @@ class ActiveConfiguration:
     learned_bytes: dict[ModelOnEngine, int] = field(default_factory=dict)
     discovered: tuple[ModelEntry, ...] = ()
     listeners: list[Callable[[], None]] = field(default_factory=list)
+    rpc_version: RpcVersion = lambda entry, node: None
     keys: ApiKeys = field(default_factory=lambda: ApiKeys(ServerSettings()))
     # One at a time: a read that starts first and ends last must not replace a newer one.
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -96,7 +97,13 @@ class ActiveConfiguration:
         """Have the loop serve `models`; those in `replaced` must be loaded again to take effect."""
         rules = self.configuration.devices.rules
         specs = tuple(
-            spec_of(entry, rules, self.past.load_s(entry.name), use_fit_params=self.use_fit_params)
+            spec_of(
+                entry,
+                rules,
+                self.past.load_s(entry.name),
+                use_fit_params=self.use_fit_params,
+                rpc_version=lambda entry, node: self.rpc_version(entry, node),
+            )
             for entry in self.planned().models
         )
         changed = ModelsChanged(self.clock.now(), specs, replaced)

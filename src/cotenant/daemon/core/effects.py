@@ -174,7 +174,7 @@ class Effects:
     def miss(self, node: str, missed: bool) -> None:
         """Note that a node is silent, or answers: requests that failed there wait for no news of it."""
         for running in self.running.values():
-            if running.placement.node == node:
+            if node in running.placement.nodes:
                 (running.missed.set if missed else running.missed.clear)()
 
     def stop(self, residency: ResidencyId, *, cuts_requests: bool = False, moved: bool = False) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from cotenant.analysis.footprint import restorable_token_bytes
 from cotenant.config.configuration import ModelEntry
@@ -19,7 +20,8 @@ from cotenant.domain.residencies import copy_name
 from cotenant.domain.settings import settings_of
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.device_needs import Fit
-from cotenant.planning.planner import leave_to_engine, place, takes_what_there_is
+from cotenant.planning.over_machines import place_over_machines
+from cotenant.planning.planner import PlanRequest, leave_to_engine, place, takes_what_there_is
 from cotenant.scheduling.model_spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -77,8 +79,17 @@ class Fleet:
         return copy_name(self.resolve(model), int(number))
 
 
+RpcVersion: TypeAlias = Callable[[ModelEntry, str | None], str | None]
+"""The version of the llama.cpp on a machine that can share a model with others; None if there is none."""
+
+
 def spec_of(
-    entry: ModelEntry, rules: BudgetRules, load_s: float | None, *, use_fit_params: bool = False
+    entry: ModelEntry,
+    rules: BudgetRules,
+    load_s: float | None,
+    *,
+    use_fit_params: bool = False,
+    rpc_version: RpcVersion = lambda entry, node: "",
 ) -> ModelSpec:
     """Describe a model to the scheduler; its load time is estimated from its size until one is known."""
     recipe, request = entry.recipe, entry.request
@@ -96,6 +107,9 @@ def spec_of(
         except BadSplit as error:
             # It is for another number of GPUs than are usable now, or than this machine has.
             return Refusal(entry.name, error.message)
+
+    def across(budgets: Sequence[Budget]) -> Placement | Refusal:
+        return _over_machines(request, only_allowed(budgets, entry), rules, partial(rpc_version, entry))
 
     def elsewhere(devices: Sequence[Device]) -> Fit | None:
         missing = any(not any(may_use([name], device) for device in devices) for name in entry.gpus)
@@ -115,6 +129,7 @@ def spec_of(
         is_unclear=(lambda devices: _unclear(entry, devices) is not None)
         if any(name.isdecimal() for name in entry.gpus)
         else None,
+        across=across if entry.across_nodes else None,
         together=spread or bool(recipe.tensor_split) or not recipe.smart_split,
         slots=recipe.parallel,
         keep_alive_s=entry.keep_alive_s,
@@ -125,6 +140,33 @@ def spec_of(
         load_s=load_s or guessed_load_s(entry.shape.tensor_bytes),
         seen_bytes=entry.stated_bytes if recipe.engine.traits.planning is PlanMethod.WHOLE else None,
     )
+
+
+def _over_machines(
+    request: PlanRequest,
+    budgets: Sequence[Budget],
+    rules: BudgetRules,
+    version_on: Callable[[str | None], str | None],
+) -> Placement | Refusal:
+    """Place a model over machines whose llama.cpp can share one, and is the same."""
+    versions = {node: version_on(node) for node in dict.fromkeys(b.device.node for b in budgets)}
+    refusal: Refusal | None = None
+    for version in dict.fromkeys(filter(lambda each: each is not None, versions.values())):
+        alike = [budget for budget in budgets if versions[budget.device.node] == version]
+        found = place_over_machines(request, alike, rules)
+        if isinstance(found, Placement):
+            return found
+        refusal = refusal or found
+    found = refusal or place(request, budgets, rules)
+    lacking = [str(node) for node, version in versions.items() if version is None]
+    if lacking and isinstance(found, Refusal):
+        found = replace(found, reason=f"{found.reason}; {', '.join(lacking)}: no llama.cpp with RPC")
+    if len({*versions.values()} - {None}) > 1 and isinstance(found, Refusal):
+        each = ", ".join(f"{node} has {version}" for node, version in versions.items() if version)
+        found = replace(
+            found, reason=f"{found.reason}; only machines with one llama.cpp share a model: {each}"
+        )
+    return found
 
 
 def guessed_load_s(size: int) -> float:

@@ -72,6 +72,7 @@ def model_status(
         copies=sum(1 for _ in serving(state, model)),
         max_copies=model.spec.copies.most,
         load_costs=model.load_costs,
+        link_bytes=residency.placement.link_bytes if residency else None,
     )
 
 

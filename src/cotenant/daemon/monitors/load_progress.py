@@ -13,6 +13,7 @@ from cotenant.domain.nodes import NodeError
 from cotenant.domain.residencies import ResidencyState
 from cotenant.hardware.model_cache.load_progress import LoadedBytes, loaded_bytes
 from cotenant.nodes.engine import NodeEngine
+from cotenant.nodes.spanning import engines_of
 
 EVERY_S: Final = 1.0
 _AT_MOST: Final = 0.05
@@ -45,8 +46,8 @@ class LoadWatcher:
                 return
             began = self._clock.now()
             for running, pid, paths in loading:
-                if isinstance(running.engine, NodeEngine):
-                    seen = await _ask(running.engine)
+                if engines := engines_of(running.engine):
+                    seen = await _ask(engines[0])
                 else:
                     seen = None if pid is None else await asyncio.to_thread(_measure, pid, paths)
                 if seen is not None:

@@ -59,7 +59,8 @@ class FleetBook:
         cards: dict[str | None, list[DeviceReading]] = {}
         for reading in readings:
             cards.setdefault(reading.device.node, []).append(reading)
-        engines = Counter(run.placement.node for run in self._loop.effects.running.values())
+        running = self._loop.effects.running.values()
+        engines = Counter(node for run in running for node in run.placement.nodes)
         found = {
             name: self._status(node, cards.get(name, ()), engines[name]) for name, node in fleet.nodes.items()
         }

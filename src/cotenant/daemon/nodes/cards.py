@@ -9,8 +9,8 @@ from cotenant.daemon.monitors.readings import device_readings
 from cotenant.domain.devices import Device, DeviceKind, Inventory
 from cotenant.domain.residencies import ResidencyId
 from cotenant.domain.vendors import InventorySource
-from cotenant.nodes.engine import NodeEngine
 from cotenant.nodes.messages import ReadingTaken
+from cotenant.nodes.spanning import engines_of
 from cotenant.planning.budgets import BudgetRules
 from cotenant.scheduling.events import DevicesRead
 
@@ -117,9 +117,10 @@ class NodeCards:
     def _residencies(self, node: str) -> Mapping[str, ResidencyId]:
         """Return the residencies on a machine, by the agent's names for their engines."""
         return {
-            running.engine.id: residency
+            engine.id: residency
             for residency, running in self._loop.effects.running.items()
-            if isinstance(running.engine, NodeEngine) and running.engine.node == node
+            for engine in engines_of(running.engine)
+            if engine.node == node
         }
 
     def _tell(self) -> None:

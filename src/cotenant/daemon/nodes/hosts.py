@@ -1,11 +1,21 @@
 """Starts each engine on the machine that it was planned on."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
 
+from cotenant.domain.engines import RemotePart
+from cotenant.domain.errors import EngineLoadFailed
 from cotenant.domain.nodes import NodeUnreachable
 from cotenant.engines.process.log_folder import log_stem
 from cotenant.interfaces import Engine, EngineHost, EngineOrder, RemoteLog
+from cotenant.nodes.engine import NodeEngine
 from cotenant.nodes.engine_host import NodeEngineHost
+from cotenant.nodes.spanning import SpanningEngine
+
+_LENT_WITHIN_S: Final = 60.0
 
 
 class NodeHosts:
@@ -39,7 +49,26 @@ class NodeHosts:
         host = self.by_node[node]
         self.note(order.name, node)
         await self._ensure(host, order)
-        return await host.start(order)
+        return await (self._start_over(host, order) if len(order.placement.nodes) > 1 else host.start(order))
+
+    async def _start_over(self, host: NodeEngineHost, order: EngineOrder) -> SpanningEngine:
+        """Start a model over several machines: first those that lend it GPUs, then the one that runs it."""
+        lent: list[NodeEngine] = []
+        try:
+            parts = []
+            for node in order.placement.nodes[1:]:
+                if node is None or node not in self.by_node:
+                    raise NodeUnreachable(f"no machine {node!r} has answered yet")
+                lends = await self.by_node[node].start(_lending(order, node))
+                lent.append(lends)
+                await lends.wait_ready(_LENT_WITHIN_S)
+                authorities = await asyncio.to_thread(_authorities, lends.endpoint.ca)
+                parts.append(RemotePart(node, lends.build.version, lends.endpoint, authorities))
+            main = await host.start(replace(order, parts=tuple(parts), slot_cache=None))
+        except BaseException:
+            await asyncio.gather(*(each.stop(0) for each in lent), return_exceptions=True)
+            raise
+        return SpanningEngine(main, lent)
 
     def note_logs(self, node: str, written: Mapping[str, float]) -> None:
         """Note which logs a machine has: engines of earlier daemons may have ended there."""
@@ -79,3 +108,26 @@ class NodeHosts:
         if node not in self.by_node:
             self.by_node[node] = self._make(node)
         return self.by_node[node]
+
+
+def _lending(order: EngineOrder, node: str) -> EngineOrder:
+    """Return the order to lend the GPUs of a machine to the engine of another one; its log is its own."""
+    return EngineOrder(
+        f"{order.name}-part",
+        None,
+        order.kind,
+        order.placement.on(node),
+        env=order.env,
+        options=order.options,
+        planned_gpus=tuple(gpu for gpu in order.planned_gpus if gpu.node == node),
+        mps=order.mps,
+        lends_gpus=True,
+    )
+
+
+def _authorities(file: str | None) -> str:
+    """Return the certificates in a file. Raises EngineLoadFailed."""
+    try:
+        return "" if file is None else Path(file).read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineLoadFailed(f"the certificates {file} cannot be read: {error}") from error

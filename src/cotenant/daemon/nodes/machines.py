@@ -115,6 +115,10 @@ class Machines:
         host, order = self._hosts.of(node.name), status.order
         entry = self._loop.fleet.entries.get(order.name)
         planned = order.planned or order.placement
+        if order.parts or order.lends_gpus:
+            _LOG.info("an engine on %s is ended: %s was over several machines", node.name, order.name)
+            host.discard(status)
+            return
         if entry is None or self._loop.effects.order(entry, planned, order.placement) != order:
             what = "is not served any more" if entry is None else "is configured otherwise now"
             _LOG.info("an engine on %s is ended: %s %s", node.name, order.name, what)

@@ -12,6 +12,7 @@ from typing import Final
 
 from cotenant.clock import Clock
 from cotenant.concurrency.background_tasks import BackgroundTasks
+from cotenant.config.configuration import ModelEntry
 from cotenant.config.values.nodes import NodesSettings
 from cotenant.daemon.core.active_configuration import ActiveConfiguration
 from cotenant.daemon.core.fleet_view import FleetView
@@ -107,6 +108,7 @@ class NodeParts:
         loop.silent_s = self._silent_s
         sharing = NodeSharing(self.hosts, self.cards, active)
         active.listeners.append(sharing.tell_all)
+        active.rpc_version = self._rpc_version
         costs = NodeLoadCosts(loop, self.hosts, active, self.files, self._times)
         costs.learned = lambda: self._tasks.start(self._remember_times())
         self.files.fetched = costs.fetched
@@ -256,6 +258,14 @@ class NodeParts:
             await self._store.set_setting(_KEY, {"epoch": self._epoch, "known": sorted(self._known)})
         except StoreError as error:
             _LOG.warning("the machines cannot be remembered: %s", error.message)
+
+    def _rpc_version(self, entry: ModelEntry, node: str | None) -> str | None:
+        """Return which llama.cpp of a machine would share a model; that of its own program is not known."""
+        if entry.options.command:
+            return ""
+        known = None if self._fleet is None or node is None else self._fleet.nodes.get(node)
+        builds = () if known is None else known.hello.builds
+        return next((build.version for build in builds if build.rpc_server is not None), None)
 
     def _make_host(self, node: str) -> NodeEngineHost:
         return NodeEngineHost(node, self.fleet, self._epoch, ca_of=self._cas.get)

@@ -108,14 +108,15 @@ def host_command(plan: LaunchPlan) -> tuple[list[str], dict[str, str]]:
 
 
 def visible_devices(order: EngineOrder) -> tuple[Device, ...]:
-    """Return the GPUs that the engine may see, in planned order; none if it runs in host RAM.
+    """Return the GPUs of its machine that the engine may see, in planned order; none if it runs in host RAM.
 
     GPUs without layers are hidden: a visible GPU costs a context and pipeline copies.
     Described GPUs do not exist, so a placement on them runs in host RAM.
     """
     if runs_on_described(order.placement):
         return ()
-    shares = fit_shares(order.placement) if order.placement.by_engine else order.placement.used_shares
+    here = order.placement.on(order.placement.node)
+    shares = fit_shares(here) if order.placement.by_engine else here.used_shares
     return tuple(share.device for share in shares if share.device.kind is not DeviceKind.HOST)
 
 

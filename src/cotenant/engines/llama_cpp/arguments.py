@@ -36,7 +36,8 @@ class LlamaArguments:
     If `n_gpu_layers` is None, it fits the layers itself and keeps `fit_margins_mib` free on each device.
     A draft is whole on `draft_device`, the engine's name of its first GPU, empty for the only one.
     With `keeps_idle_slots` a slot keeps its cache while others work; else that goes to the cache of prompts.
-    In `slot_folder` it saves slots, None if it is to save none. `extra` comes last, as written.
+    In `slot_folder` it saves slots, None if it is to save none. `rpc_servers` lend it GPUs of other machines,
+    and `devices` are then the engine's names of all that it uses, in order. `extra` comes last, as written.
     """
 
     model_path: str
@@ -65,6 +66,8 @@ class LlamaArguments:
     verbosity: int = BUFFER_LINES
     keeps_idle_slots: bool = False
     slot_folder: str | None = None
+    rpc_servers: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
 
 

@@ -23,6 +23,12 @@ from cotenant.engines.process.process import scrubbed
 from cotenant.programs.run import Finished, run_program
 
 SERVER_NAME: Final = "llama-server"
+NO_RPC_HINT: Final = (
+    "Build llama.cpp with -DGGML_RPC=ON, the same on each machine, and give its llama-server; "
+    "ggml-rpc-server has to be beside it."
+)
+_RPC_SERVERS: Final = ("ggml-rpc-server", "rpc-server")
+"""Its name, and the one that it had before 2026."""
 
 _ASK_WITHIN_S: Final = 60.0
 """A first CUDA initialisation on eight GPUs takes seconds; a program that never answers is not an engine."""
@@ -120,6 +126,19 @@ def lists_all(build: EngineBuild, needed: Sequence[Device]) -> bool:
     return True
 
 
+def choose_for_rpc(builds: Builds, needed: Sequence[Device]) -> EngineBuild:
+    """Pick the build whose llama-server uses GPUs of other machines, or which lends GPUs `needed` to one.
+
+    Raises EngineMissing.
+    """
+    candidates = (builds.configured,) if builds.configured else builds.all
+    for build in candidates:
+        if build.rpc_server is not None and lists_all(build, needed):
+            return build
+    seen = ", ".join(f"{build.form} {build.version}" for build in candidates) or "none"
+    raise EngineMissing(f"no llama.cpp here can share a model with other machines: {seen}", hint=NO_RPC_HINT)
+
+
 def server_flags(build: EngineBuild) -> ServerFlags:
     """Return the options in a llama-server's `--help`, read once per file. Raises EngineMissing."""
     flags = _ask_flags(build.program, _version_of(Path(build.program)))
@@ -181,7 +200,14 @@ def _ask_server(program: str, file_version: tuple[int, int]) -> EngineBuild:
         EngineDevice(name, description, int(total) * MIB, int(free) * MIB)
         for name, description, total, free in _DEVICE_LINE.findall(listed.output)
     )
-    return build(version=version[1], devices=devices)
+    return build(version=version[1], devices=devices, rpc_server=_rpc_server(program, file_version))
+
+
+def _rpc_server(program: str, file_version: tuple[int, int]) -> str | None:
+    """Return the program beside a llama-server that lends GPUs to one, if that can use such GPUs."""
+    folder = Path(program).resolve().parent
+    found = next((each for name in _RPC_SERVERS if (each := folder / name).is_file()), None)
+    return str(found) if found and "--rpc" in _ask_flags(program, file_version).known else None
 
 
 @cache

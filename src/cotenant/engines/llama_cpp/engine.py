@@ -24,10 +24,16 @@ from cotenant.engines.base.host_inputs import HostInputs
 from cotenant.engines.base.server import ServerEngine, ServerHost, Started
 from cotenant.engines.launch.plan import LaunchPlan, runs_on_described, visible_devices
 from cotenant.engines.llama_cpp.arguments import LlamaArguments, arguments_for, validate
-from cotenant.engines.llama_cpp.builds import choose, discover, server_flags
+from cotenant.engines.llama_cpp.builds import choose, choose_for_rpc, discover, server_flags
 from cotenant.engines.llama_cpp.host_facts import read_host_facts
 from cotenant.engines.llama_cpp.image_builds import image_build
-from cotenant.engines.llama_cpp.report import missing_devices, parse_report
+from cotenant.engines.llama_cpp.over_machines import (
+    LendingEngine,
+    check_versions,
+    lending_plan,
+    with_lent_gpus,
+)
+from cotenant.engines.llama_cpp.report import missing_devices, parse_report, without_lent
 from cotenant.engines.llama_cpp.server_flags import SLOT_FOLDER, server_argv
 from cotenant.engines.llama_cpp.slots import EngineSlots
 from cotenant.http.client import probe_ok
@@ -53,7 +59,7 @@ def llama_plan(
     """
     embedded = build.form is EngineForm.EMBEDDED
     devices = visible_devices(order)
-    if arguments.draft_path is not None and arguments.n_gpu_layers and len(devices) > 1:
+    if arguments.draft_path is not None and arguments.n_gpu_layers and len(devices) > 1 and not order.parts:
         arguments = replace(arguments, draft_device=_first_device(build, devices[0]))
     if embedded and arguments.control_vectors:
         raise EngineMissing(
@@ -101,14 +107,20 @@ class LlamaHost(ServerHost):
             return (await asyncio.to_thread(image_build, order.launch))[0]
         own = next(map(Path, order.options.command), self._inputs.llama_server)
         builds = await asyncio.to_thread(discover, own)
+        if order.parts or order.lends_gpus:
+            build = choose_for_rpc(builds, visible_devices(order))
+            check_versions(order, build)
+            return build
         return choose(builds, visible_devices(order), cuda_version=self._inputs.cuda_version)
 
-    async def start(self, order: EngineOrder) -> LlamaEngine:
+    async def start(self, order: EngineOrder) -> ServerEngine:
         """Start loading. Call it in the thread of the event loop: the engine dies with that thread.
 
         Raises BadRecipe, EngineMissing or EngineLacksDevice before anything runs, EngineLoadFailed if the
         program or its log cannot be opened.
         """
+        if order.lends_gpus:
+            return await self._start_lending(order)
         validate(order)
         build = await self.build_for(order)
         if runs_on_described(order.placement):
@@ -119,6 +131,9 @@ class LlamaHost(ServerHost):
         arguments = arguments_for(order, read_host_facts(), 0)
         if build.program in self._never_repack:
             arguments = replace(arguments, repack=False)
+        if order.parts:
+            own = [_first_device(build, device) for device in visible_devices(order)[:1]]
+            arguments = with_lent_gpus(order, arguments, "".join(own).rstrip("0"))
         slots = self._slots(order, build)
         if slots is not None:
             arguments = replace(arguments, slot_folder=str(slots.store.folder_of(slots.key)))
@@ -129,6 +144,11 @@ class LlamaHost(ServerHost):
         never_repack = partial(self._never_repack.add, build.program) if arguments.repack else None
         saves = build.form is EngineForm.EMBEDDED or SLOT_FOLDER in started.plan.argv
         return LlamaEngine(started, build, never_repack, slots if saves else None)
+
+    async def _start_lending(self, order: EngineOrder) -> LendingEngine:
+        build = await self.build_for(order)
+        started = await self._start(order, lambda port: lending_plan(build, order, port))
+        return LendingEngine(started, replace(build, program=build.rpc_server or ""))
 
     def _slots(self, order: EngineOrder, build: EngineBuild) -> EngineSlots | None:
         """Return how slots are saved and restored; None if they are not to be, or cannot be."""
@@ -205,6 +225,8 @@ class LlamaEngine(ServerEngine):
     async def _check(self) -> None:
         """Check that the engine uses its planned GPUs: it silently continues with fewer."""
         report = await self._report_soon()
+        if report is not None and self.order.parts:
+            report = without_lent(report)
         if report is not None and (missing := missing_devices(visible_devices(self.order), report)):
             names = ", ".join(device.label for device in missing)
             raise EngineLacksDevice(

@@ -20,6 +20,7 @@ _CLIP_BACKEND: Final = re.compile(r"CLIP using (\S+) backend")
 _CLIP_WEIGHTS: Final = re.compile(r": model size:\s+([\d.]+) MiB")
 _NOT_DEVICES: Final = re.compile(r"CPU|BLAS|AMX|.*_Host$")
 _HOST_NAME: Final = "host"
+_LENT: Final = "RPC"
 
 
 @dataclass(slots=True)
@@ -52,6 +53,11 @@ def parse_report(lines: Iterable[str]) -> EngineReport | None:
     ]
     host = ReportedDevice("CPU", None, _parts(seen, _HOST_NAME), on_host=True)
     return EngineReport((*devices, host))
+
+
+def without_lent(report: EngineReport) -> EngineReport:
+    """Return a report without the GPUs that other machines lend."""
+    return EngineReport(tuple(each for each in report.devices if not each.name.startswith(_LENT)))
 
 
 def missing_devices(planned: Sequence[Device], report: EngineReport) -> tuple[Device, ...]:
@@ -100,9 +106,10 @@ def _device(seen: _Seen, buffer: str) -> str:
         return buffer
     name, bracket, endpoint = buffer.partition("[")
     if bracket:
-        # RPC buffers are numbered per server; only the server's address distinguishes its devices.
+        # RPC buffers are numbered per server; the server's address says whose they are.
         by_address = [n for n, text in seen.descriptions.items() if text == endpoint.rstrip("]")]
-        return by_address[0] if by_address else name
+        number = int(name.removeprefix(_LENT) or 0) if name.removeprefix(_LENT).isdecimal() else 0
+        return by_address[number] if number < len(by_address) else name
     return name.removesuffix("_Mapped").removesuffix("_Private").removesuffix("_Split")
 
 

@@ -101,6 +101,9 @@ def _flash_attention(chosen: FlashAttention, flags: ServerFlags) -> Sequence[str
 
 
 def _layers(arguments: LlamaArguments, flags: ServerFlags) -> Iterator[str]:
+    if arguments.rpc_servers:
+        yield from flags.required(("--rpc",), ",".join(arguments.rpc_servers))
+        yield from flags.required(("--device", "-dev"), ",".join(arguments.devices))
     if not arguments.use_gpu:
         # No device at all, not just no layers: with devices, large batches are still computed on the first.
         yield from flags.required(("--n-gpu-layers", "--gpu-layers", "-ngl"), 0)
