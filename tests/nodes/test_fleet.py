@@ -211,6 +211,20 @@ async def test_how_far_a_clock_is_off_is_seen_with_each_heartbeat() -> None:
         await until(lambda: abs(made.nodes["b"].behind_s) < 1.0)
 
 
+async def test_a_clock_is_not_judged_by_an_answer_that_took_long() -> None:
+    clock = Ahead()
+
+    class Slow(Agent):
+        async def answer(self, method: str, params: Json) -> object:
+            clock.ahead_s += 3.0 if method == "renew" else 0.0
+            return await super().answer(method, params)
+
+    agent = Slow(unix_time_s=-2.0)
+    async with running(Roads(r1=agent), clock) as (made, _):
+        await until(lambda: [method for method, _ in agent.calls].count("renew") > 3)
+        assert made.nodes["b"].behind_s == 0.0
+
+
 async def test_a_silent_machine_is_suspect_then_lost_and_greeted_when_it_is_back() -> None:
     agent, clock = Agent(), Ahead()
     async with running(Roads(r1=agent), clock) as (_, story):

@@ -24,6 +24,7 @@ _ANSWER_S: Final = 10.0
 _RETRY_S: Final = 0.25
 _RETRY_REFUSED_S: Final = 5.0
 _RELEASE_S: Final = 15.0
+_QUICK_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,8 @@ class Node:
 
     `route` is the way to it now, `stamp` its clock when it last answered, `last_event` the number of the last
     event that was taken (None: some were lost), `link_s` how long its last answer to a heartbeat took, and
-    `lease_left_s` what was left of its lease then. `behind_s` is how far its clock is behind ours, and
-    `gate_problem` why its gate is not as the settings say.
+    `lease_left_s` what was left of its lease of `lease_s` then. `behind_s` is how far its clock is behind
+    ours, and `gate_problem` why its gate is not as the settings say.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Node:
     last_event: int | None = None
     link_s: float | None = None
     lease_left_s: float = 0.0
+    lease_s: float = 0.0
     behind_s: float = 0.0
     gate_problem: str | None = None
 
@@ -362,7 +364,9 @@ class NodeFleet:
         answer = await ask(self.launcher, node.route.id, RENEW, asked, _ANSWER_S)
         now = self.clock.now()
         node.stamp, node.lease_left_s, node.link_s = answer.stamp, answer.lease_left_s, now - began
-        if answer.unix_time_s is not None:
+        node.lease_s = settings.rules.lease_s
+        # How far it is off is known to half of what the answer took.
+        if answer.unix_time_s is not None and node.link_s < _QUICK_S:
             node.behind_s = self.unix_time() - node.link_s / 2 - answer.unix_time_s
         if answer.gate_problem != node.gate_problem:
             node.gate_problem = answer.gate_problem

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -191,6 +191,18 @@ async def test_a_broker_that_is_down_is_told_and_a_lease_that_runs_out_meanwhile
         at.roads.problem = None
         at.roads.change()
         await at.until()
+
+
+async def test_a_longer_lease_is_not_short_before_machines_have_it() -> None:
+    agent = well()
+    async with watched(b=agent) as at:
+        await at.fleet.wait_for(["b"], 60.0)
+        agent.fault = NodeUnreachable("for a moment")
+        at.fleet.configure(replace(at.fleet.settings, rules=replace(RULES, lease_s=900.0)))
+        assert at.tick() == {}
+        agent.lease_left_s, agent.fault = 900.0, None
+        await until(lambda: at.fleet.nodes["b"].lease_s == 900.0)
+        assert at.tick() == {}
 
 
 async def test_that_ray_is_being_joined_is_no_news_at_the_start_but_later() -> None:

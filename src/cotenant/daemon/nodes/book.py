@@ -145,7 +145,9 @@ class FleetBook:
         if self._loop.clock.now() < self._began + _FIRST_S:
             nodes = [node for node in nodes if node.name in fleet.nodes or node.refused is not None]
             problem = problem if fleet.nodes else None
-        self._alerts.nodes(nodes, Expected(__version__, fleet.settings.rules.lease_s), problem)
+        # A longer one that was just configured is not theirs yet.
+        lease_s = min((each.lease_s for each in fleet.nodes.values()), default=0.0)
+        self._alerts.nodes(nodes, Expected(__version__, lease_s), problem)
 
     def _status(self, node: Node, cards: Sequence[DeviceReading], engines: int) -> NodeStatus:
         now, hello = self._loop.clock.now(), node.hello
@@ -164,9 +166,9 @@ class FleetBook:
             warnings.append(f"its gate stays as it was: {node.gate_problem}")
         if hello.version != __version__:
             warnings.append(f"it runs Cotenant {hello.version}, and the daemon {__version__}")
-        rules, silent_s = self._parts.fleet.settings.rules, node.liveness.silent_s(now)
+        silent_s = node.liveness.silent_s(now)
         left_s = max(0.0, node.lease_left_s - silent_s)
-        if node.state is Liveness.READY and left_s < rules.lease_s / 3:
+        if node.state is Liveness.READY and left_s < node.lease_s / 3:
             warnings.append(f"its engines end in {format_duration(left_s)}, unless it hears of the daemon")
         return NodeStatus(
             node.name,
