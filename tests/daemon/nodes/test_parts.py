@@ -24,6 +24,7 @@ from cotenant.daemon.nodes.parts import NodeParts
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.models import Recipe
 from cotenant.gateway.inference.engine_connections import open_stream
+from cotenant.nodes import fleet
 from cotenant.planning.budgets import BudgetRules
 from cotenant.scheduling.events import ModelsChanged
 from cotenant.scheduling.model_spec import SchedulerSettings
@@ -80,6 +81,7 @@ async def served(
 ) -> AsyncIterator[Served]:
     road, clock = Roads({"b": running}), SystemClock()
     monkeypatch.setattr(parts, "BrokerTransport", lambda *_: road)
+    monkeypatch.setattr(fleet, "_BEAT_S", 0.02)
     store: Any = SimpleNamespace(services=NoStore())
     made = NodeParts(BEFORE, store, clock, NoLocalEngines(), frozenset, DaemonOptions())
     effects = Effects(
@@ -134,7 +136,7 @@ async def test_tls_a_lease_timers_and_pull_are_followed_at_once_and_nothing_is_l
     certificate, key = authority.signed("b")
     with machine(tmp_path) as running:
         async with served(running, build_tiny_llama(tmp_path / "tiny.gguf"), monkeypatch) as at:
-            fleet = at.parts.fleet
+            machines = at.parts.fleet
             residency, before = next(iter(at.on.loop.effects.running)), at.endpoint()
             assert not before.tls
             old = await open_stream(before, 60.0)
@@ -149,18 +151,18 @@ async def test_tls_a_lease_timers_and_pull_are_followed_at_once_and_nothing_is_l
             )
             at.read_again(changed)
             assert at.parts.timing.node_notice_s == 8.0
-            assert fleet.nodes["b"].liveness.rules.lost_after_s == 70.0
-            await until(lambda: fleet.nodes["b"].lease_left_s > 600.0)
+            assert machines.nodes["b"].liveness.rules.lost_after_s == 70.0
+            await until(lambda: machines.nodes["b"].lease_left_s > 600.0)
             await until(lambda: at.endpoint().tls)
             assert (await answer_of(*await open_stream(at.endpoint(), 60.0))) == _WELL
             assert (await answer_of(*old)) == _WELL, "what is connected stays so"
             # What the machine cannot do leaves it as it was.
             broken = replace(changed, tls=NodeTls(authority.certificate, tmp_path / "none.pem", key))
             at.read_again(broken)
-            await until(lambda: "none.pem" in (fleet.nodes["b"].gate_problem or ""))
+            await until(lambda: "none.pem" in (machines.nodes["b"].gate_problem or ""))
             assert (await answer_of(*await open_stream(at.endpoint(), 60.0))) == _WELL
             at.read_again(changed)
-            await until(lambda: fleet.nodes["b"].gate_problem is None)
+            await until(lambda: machines.nodes["b"].gate_problem is None)
             at.read_again(None)
             assert at.endpoint().tls, "that there are machines changes at the next start"
             assert next(iter(at.on.loop.effects.running)) == residency
