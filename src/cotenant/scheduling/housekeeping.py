@@ -185,9 +185,7 @@ def _instants(state: State, now: float) -> Iterator[float]:
         drained_at = drain_ends_at(state, residency)
         if drained_at is not None:
             yield drained_at
-    for reservation in state.reservations.values():
-        if state.drains(reservation):
-            yield reservation.at + state.settings.drain_limit_s
+    yield from (each.at + state.settings.drain_limit_s for each in state.draining())
     yield from instants(state)
     yield from ends(state)
     yield from grows_at(state)

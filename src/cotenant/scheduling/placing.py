@@ -84,7 +84,7 @@ def fulfil_reservations(state: State, out: Outbox) -> None:
         if reservation.reload is not None:
             continue
         model = state.models[name]
-        if state.stopping or not model.cold_and_wanted:
+        if state.stopping or model.residency is not None or not (model.queue or model.wanted):
             cancel(state, reservation, out)
         elif reservation.victims and reservation.at + limit_s <= out.at and state.drains(reservation):
             drained_s = out.at - reservation.at

@@ -209,6 +209,13 @@ class State:
         draining = self.by_state[ResidencyState.DRAINING]
         return reservation.drains or not reservation.victims.isdisjoint(draining)
 
+    def draining(self) -> list[Reservation]:
+        """Return the reservations that wait for requests of their victims to end."""
+        reservations = self.reservations.values()
+        if self.by_state[ResidencyState.DRAINING]:
+            return [each for each in reservations if self.drains(each)]
+        return [each for each in reservations if each.drains]
+
     def became_cold(self, model: ModelState) -> None:
         """Record that a model has no residency any more; it may be asked for."""
         model.residency = None

@@ -77,6 +77,11 @@ class VictimSearch:
     costs: dict[ResidencyId, float] = field(default_factory=dict)
     spares_only: bool = False
     again_at: float = math.inf
+    _leaving: set[ResidencyId] = field(init=False)
+
+    def __post_init__(self) -> None:
+        reservations = self.state.reservations.values()
+        self._leaving = {victim for reservation in reservations for victim in reservation.victims}
 
     def find(self) -> Victims | None:
         """Return the cheapest sufficient victims on one device, or else on several of one machine.
@@ -224,7 +229,7 @@ class VictimSearch:
         """Return a residency as a candidate, with what its eviction costs; None if it may not be evicted."""
         state, model = self.state, self.state.models[residency.model]
         ready = residency.state is ResidencyState.READY and residency.bytes_by_device
-        if not ready or model.pinned or model.successor is not None or state.is_victim(residency.id):
+        if not ready or model.pinned or model.successor is not None or residency.id in self._leaving:
             return None
         if self.model.is_extra:
             if not self._is_out_of_demand(residency):
