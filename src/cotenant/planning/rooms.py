@@ -1,8 +1,9 @@
 """Devices by kind and by the room on them: a choice among many needs no look at all."""
 
+import math
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -10,6 +11,13 @@ from cotenant.planning.device_needs import DeviceNeeds, Kind
 
 Rank: TypeAlias = tuple[bool, int, int]
 """How devices that fit are preferred, least first: by `rank`."""
+
+
+Soonness: TypeAlias = tuple[bool, float]
+"""How soon a model loads on a machine, least first: whether it must be fetched, and the seconds."""
+
+Soonest: TypeAlias = tuple[bool, bool, float, Rank]
+"""A device: whether its machine must fetch the model, whether it is used, the seconds, and its rank."""
 
 
 def rank(place: int, room: int, *, used: bool) -> Rank:
@@ -108,6 +116,38 @@ class Rooms:
                     found = ranked if found is None else min(found, ranked)
                     break
         return found
+
+    def soonest(
+        self, needs: DeviceNeeds, without: Collection[int], order: Mapping[str | None, Soonness]
+    ) -> Soonest | None:
+        """Return the device that is `best` of those whose machine is first in an order; None without any.
+
+        Machines that must fetch the model come last, those that cannot load it never; an unused device goes
+        before seconds.
+        """
+        least, found = min(order.values()), None
+        for used in (False, True):
+            if found is not None and found[0] == least[0]:
+                break
+            for kind, known in self._kinds.items():
+                for place, room in _fitting(needs, kind, known, used=used):
+                    fetched, seconds = soonness = order[self._entries[place].node]
+                    if place in without or seconds == math.inf:
+                        continue
+                    each = fetched, used, seconds, rank(place, room, used=used)
+                    found = each if found is None else min(found, each)
+                    if soonness == least:
+                        break
+        return found
+
+
+def _fitting(needs: DeviceNeeds, kind: Kind, known: _OfKind, *, used: bool) -> Iterator[tuple[int, int]]:
+    """Yield the devices of a kind on which a model fits, the best first: place and room."""
+    if used:
+        for room, place in known.used[_first_that_fits(needs, kind, known.used) :]:
+            yield place, room
+    elif known.unused and needs.fits(kind, known.unused_rooms[-1]):
+        yield from ((place, room) for place, room in known.unused if needs.fits(kind, room))
 
 
 def _first_that_fits(needs: DeviceNeeds, kind: Kind, used: list[tuple[int, int]]) -> int:

@@ -13,6 +13,7 @@ from cotenant.domain.nodes import FileState, LoadCost
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyId, TicketId
 from cotenant.planning.device_needs import DeviceNeeds, Fit
+from cotenant.planning.rooms import Soonness
 from cotenant.scheduling.demand import Demand
 from cotenant.scheduling.model_spec import ModelSpec
 
@@ -60,8 +61,9 @@ class ModelState:
     that it is for are not there. While no machine could hold it, it may be placed `over_machines`. `tried`
     is the last try to place it, None if it has to be tried. `evicted_for` is who needed its room last.
     `residency` serves it. While it moves, `successor` loads elsewhere to take over, and those `leaving` have
-    served or were to: they end. `load_costs` are how soon it loads on each node. Those `aside` are on nodes
-    that do not answer: they may serve again. A drained device moves it again at `move_again_at`.
+    served or were to: they end. `load_costs` are how soon it loads on each node, `soonness` the same, to be
+    compared. Those `aside` are on nodes that do not answer: they may serve again. A drained device moves it
+    again at `move_again_at`.
 
     A further copy of a model is a state of its own, number `copy` of `copy_of`: it has residencies, but
     neither requests nor a history of them, which are those of the model, its first copy. The model's `copies`
@@ -99,6 +101,7 @@ class ModelState:
     removed: bool = False
     last_waiting_text: str = ""
     load_costs: Mapping[str, LoadCost] = field(default_factory=dict)
+    soonness: Mapping[str | None, Soonness] = field(default_factory=dict, repr=False)
     copy: int = 1
     copy_of: ModelState | None = field(default=None, repr=False)
     copies: list[ModelState] = field(default_factory=list)
@@ -131,10 +134,13 @@ class ModelState:
         cost = whole.load_costs.get(node or "") if whole.load_costs else None
         return whole.load_s if cost is None else math.inf if cost.seconds is None else cost.seconds
 
-    def must_be_fetched_on(self, node: str | None) -> bool:
-        """Whether a node would have to fetch its files first."""
-        cost = self.whole.load_costs.get(node or "")
-        return cost is not None and cost.state is FileState.ABSENT
+    def set_load_costs(self, costs: Mapping[str, LoadCost]) -> None:
+        """Take how soon it loads on each node."""
+        self.load_costs = costs
+        self.soonness = {
+            node: (cost.state is FileState.ABSENT, math.inf if cost.seconds is None else cost.seconds)
+            for node, cost in costs.items()
+        }
 
     def expected_load_s(self, node: str | None) -> float:
         """Return how long its load on a node is expected to take."""

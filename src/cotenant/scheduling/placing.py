@@ -126,9 +126,6 @@ def choose_fits(state: State, models: Iterable[ModelState]) -> None:
         absent |= {node: cost.why for node, cost in model.load_costs.items() if cost.seconds is None}
         if absent:
             fit = _not_on(absent, fit)
-            here = model.allowed if model.allowed is not None else state.ledger.readings
-            known = state.ledger.readings
-            model.allowed = tuple(each for each in here if known[each].device.node not in absent)
         if fit is not model.fit:
             model.needs = DeviceNeeds(fit)
 

@@ -13,7 +13,7 @@ from cotenant.domain.units import format_bytes
 from cotenant.planning.device_needs import Kind
 from cotenant.planning.host_memory import on_host
 from cotenant.planning.machines import more_on_gpus
-from cotenant.planning.rooms import Rank, place_of, rank
+from cotenant.planning.rooms import Soonest, Soonness, place_of, rank
 from cotenant.scheduling.model_state import Attempt, ModelState
 from cotenant.scheduling.residency import Residency
 from cotenant.scheduling.state import State
@@ -73,9 +73,9 @@ class Room:
         machines = [*(self._roomiest_nodes() if nodes is None else nodes)]
         if model.over_machines:
             machines = [tuple(device for node in self._roomiest_nodes() for device in node)]
-        elif self._loads_unequally(model):
+        elif order := self._order(model):
             name_of = self._ledger.devices.name_of_node
-            machines.sort(key=lambda node: _soonest(model, name_of(node[0]) if node else None))
+            machines.sort(key=lambda node: order[name_of(node[0])])
         for node in machines:
             budgets = self.budgets(node)
             if budgets and self.is_hopeless(model, budgets):
@@ -129,38 +129,40 @@ class Room:
 
     def _alone(self, model: ModelState) -> Placement | None:
         """Place a model on the best single device; None if it fits on none."""
-        ledger, ranks = self._ledger, list[tuple[bool, bool, float, Rank]]()
-        named = model.allowed
-        if named is None and self._loads_unequally(model):
-            named = tuple(ledger.readings)
+        ledger, ranks = self._ledger, list[Soonest]()
+        named, order = model.allowed, self._order(model)
         if named is None:
-            best = ledger.rooms().best(model.needs, self._not_indexed)
-            ranks = [] if best is None else [(False, best[0], 0.0, best)]
+            rooms = ledger.rooms()
+            if order:
+                soonest = rooms.soonest(model.needs, self._not_indexed, order)
+                ranks = [] if soonest is None else [soonest]
+            else:
+                best = rooms.best(model.needs, self._not_indexed)
+                ranks = [] if best is None else [(False, best[0], 0.0, best)]
         used = ledger.claimed_devices()
         for budget in self._altered.values() if named is None else map(self._budget, named):
             device = budget.device.id
             if budget.left_out is None and model.needs.fits(self.kind(model, device), budget.budget_bytes):
                 ranked = rank(ledger.devices.place(device), budget.budget_bytes, used=device in used)
-                fetched, cost = (False, 0.0) if named is None else _soonest(model, budget.device.node)
-                ranks.append((fetched, ranked[0], cost, ranked))
+                fetched, seconds = order.get(budget.device.node, (False, 0.0))
+                if seconds != math.inf:
+                    ranks.append((fetched, ranked[0], seconds, ranked))
         if not ranks:
             return None
         placed = model.fit([self._budget(ledger.devices.order[place_of(min(ranks)[3])])])
         return placed if isinstance(placed, Placement) else None
 
-    def _loads_unequally(self, model: ModelState) -> bool:
-        """Whether a model's file loads sooner on some machines than on others."""
-        if not model.whole.load_costs:
-            return False
-        return len({_soonest(model, node) for node in self._ledger.devices.node_names()}) > 1
+    def _order(self, model: ModelState) -> Mapping[str | None, Soonness]:
+        """Return how soon a model loads on each machine; nothing if that is the same on all."""
+        known, usual = model.whole.soonness, (False, model.whole.load_s)
+        if not known:
+            return {}
+        order = {node: known.get(node, usual) for node in self._ledger.devices.node_names()}
+        return order if len({*order.values()}) > 1 else {}
 
     def _budget(self, device: DeviceId) -> Budget:
         freed, leaving = self.freed.get(device, 0), self.leaving.get(device, 0)
         return self._ledger.budget(device, freed, leaving, busy=device in self.busy)
-
-
-def _soonest(model: ModelState, node: str | None) -> tuple[bool, float]:
-    return model.must_be_fetched_on(node), model.load_cost_s(node)
 
 
 def reserved(state: State) -> tuple[Counter[DeviceId], Counter[DeviceId]]:
@@ -187,7 +189,10 @@ def never_fits(state: State, model: ModelState, tried: Attempt | None = None) ->
 
     def fits_alone(device: DeviceId) -> bool:
         kind = ledger.devices.kind(device, single=model.allowed is not None)
-        if not model.needs.fits(kind, ledger.readings[device].capacity_bytes):
+        reading = ledger.readings[device]
+        if model.load_cost_s(reading.device.node) == math.inf:
+            return False
+        if not model.needs.fits(kind, reading.capacity_bytes):
             return False
         budget = _emptied(state, device)
         fits_there = budget.left_out is None and model.needs.fits(kind, budget.budget_bytes)

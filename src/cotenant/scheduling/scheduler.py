@@ -106,7 +106,7 @@ class Scheduler:
             case events.LoadCostsRead(_, by_model):
                 changed = [state.models[name] for name in by_model if name in state.models]
                 for model in changed:
-                    model.load_costs = by_model[model.spec.name]
+                    model.set_load_costs(by_model[model.spec.name])
                 choose_fits(state, changed)
             case events.ModelsChanged():
                 self._models_changed(event, out)

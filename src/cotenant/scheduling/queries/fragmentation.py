@@ -1,5 +1,6 @@
 """The scheduler's free memory as its fragmentation is measured, and as moves of models would change it."""
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 
@@ -41,7 +42,8 @@ def packing_problem(state: State, model: ModelState) -> PackingProblem:
     rooms, free = _rooms(state, freed, state.loading_devices()), Counter[str | None]()
     for room in rooms:
         device = room.budget.device
-        if room.budget.left_out is None and (model.allowed is None or device.id in model.allowed):
+        allowed = model.allowed is None or device.id in model.allowed
+        if room.budget.left_out is None and allowed and model.load_cost_s(device.node) != math.inf:
             free[device.node] += room.free_bytes
     node = max(free, key=lambda name: free[name], default=None)
     rooms = tuple(room for room in rooms if room.budget.device.node == node)
