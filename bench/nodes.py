@@ -22,6 +22,8 @@ from cotenant.nodes.transport import SocketTransport, ask
 
 _CALLS = 300
 _REST_S = 20.0
+_CALM_S = 6.0
+"""After a hello, agents measure often for 5 s."""
 
 
 def pss_mib(pid: int) -> float:
@@ -74,6 +76,7 @@ async def measure(bed: RayBed) -> None:
             kind: [pid for machine in bed.machines.values() for pid in machine.pids(pattern)]
             for kind, pattern in kinds.items()
         }
+        await asyncio.sleep(_CALM_S)
         before = {kind: sum(map(cpu_s, found)) for kind, found in pids.items()}
         await asyncio.sleep(_REST_S)
         for kind, found in pids.items():

@@ -198,7 +198,7 @@ def test_a_head_without_storage_is_warned_of() -> None:
         assert "the head d was started without RAY_gcs_storage=rocksdb: a head that is started" in listed
 
 
-def test_with_rays_own_timers_a_machine_that_was_cut_off_loses_its_raylet_once_it_is_back() -> None:
+def test_with_rays_own_timers_a_machine_that_is_cut_off_for_90_s_loses_its_raylet() -> None:
     # If this fails, Ray has changed: the reasons in docs/nodes.md and ray/environment.py may hold no more.
     cutting_needs_namespaces()
     health = (f"RAY_health_check_{each}" for each in ("period_ms", "timeout_ms", "failure_threshold"))
