@@ -96,3 +96,16 @@ def test_no_device_is_overfilled_and_each_machine_has_one_range_of_layers(
         parts = [found.on(node) for node in found.nodes]
         assert sum(len(part.used_shares) for part in parts) == len(shares)
         assert sum(part.host.total for part in parts) == found.host.total
+
+
+def test_a_machine_that_only_lends_its_gpus_never_runs_the_model() -> None:
+    lends = replace(on("a", 0, 9 * GIB), lends_only="it has no file")
+    found = placed(lends, on("b", 0, 6 * GIB))
+    assert found.nodes == ("b", "a")
+    refusal = place_over_machines(REQUEST, [lends, replace(lends, device=on("b", 0, 1).device)], RULES)
+    assert isinstance(refusal, Refusal)
+    assert "it has no file" in refusal.reason
+    whole = replace(on("a", 0, 90 * GIB), lends_only="it has no file")
+    for others in ([], [on("b", 0, 2 * GIB)]):
+        alone = place_over_machines(REQUEST, [whole, *others], RULES)
+        assert isinstance(alone, Refusal), "it has the room for all of it, and cannot run it"

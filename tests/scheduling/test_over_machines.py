@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from cotenant.domain.decisions import DecisionKind
+from cotenant.domain.nodes import FileState, LoadCost
 from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.domain.residencies import ResidencyState
 from cotenant.planning.device_needs import Fit
@@ -174,3 +175,20 @@ def test_a_placement_over_machines_that_is_not_meant_breaks_the_law() -> None:
 def test_without_other_machines_it_is_as_any_model() -> None:
     bench = Bench.of([large()], [card(0)])
     assert "does not fit" in bench.refused[bench.ask("large")].text
+
+
+def test_a_machine_without_its_file_lends_its_gpus_and_does_not_count_as_one_that_could_hold_it() -> None:
+    bench = Bench.of([large()], [])
+    read(bench, card_of("a", 0), card_of("a", 1), node="a")
+    read(bench, card_of("b", 0), node="b")
+    costs = {"a": LoadCost(None, FileState.ABSENT, "no file"), "b": LoadCost(1.0, FileState.WARM)}
+    bench.send(events.LoadCostsRead(0.0, {"large": costs}))
+    assert bench.state.models["large"].over_machines
+    fit, budgets = bench.state.models["large"].fit, bench.state.ledger.budgets()
+    placement = fit(budgets)
+    assert isinstance(placement, Placement)
+    lends = {share.device.node: share.budget.lends_only for share in placement.used_shares}
+    assert lends["a"] == "no file"
+    assert all(budget.left_out is None for budget in budgets)
+    bench.send(events.LoadCostsRead(0.0, {"large": {**costs, "a": LoadCost(2.0, FileState.LOCAL)}}))
+    assert not bench.state.models["large"].over_machines, "a has it, and holds it alone"

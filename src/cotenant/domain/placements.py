@@ -20,7 +20,8 @@ MAX_DEVICES: Final = 15
 class Budget:
     """A device and the bytes that may be planned on it: worst-case free less the reserve.
 
-    `left_out` says why the device is not used. A process can use devices of one `group` together: those of an
+    `left_out` says why the device is not used, `lends_only` why it is used only for an engine that runs on
+    another machine. A process can use devices of one `group` together: those of an
     MPS daemon, or (None) all that are used without one.
     """
 
@@ -29,6 +30,7 @@ class Budget:
     budget_bytes: int
     left_out: str | None = None
     group: str | None = None
+    lends_only: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

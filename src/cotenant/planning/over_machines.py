@@ -21,12 +21,17 @@ def place_over_machines(
     """Place a model on one machine if it fits there, else over as few as possible.
 
     The machine with the most room comes first, then the next one: each bears one contiguous range of layers,
-    so that a token crosses the network as seldom as can be. The one that bears the most runs the model.
+    so that a token crosses the network as seldom as can be. The one that bears the most runs the model, of
+    those that do not only lend their GPUs.
     """
-    alone = place(request, budgets, rules)
+    alone = place(request, [_left_out(b) if b.lends_only is not None else b for b in budgets], rules)
     if isinstance(alone, Placement) or request.recipe.engine.traits.planning is not PlanMethod.PER_LAYER:
         return alone
     machines = sorted(filter(None, map(_cards, by_machine(budgets))), key=_room, reverse=True)
+    first = next((cards for cards in machines if cards[0].lends_only is None), None)
+    if first is None:
+        return alone
+    machines = [first, *(cards for cards in machines if cards is not first)]
     refusal = alone
     for count in range(2, len(machines) + 1):
         found = _place(request, machines[:count], rules)
@@ -34,7 +39,11 @@ def place_over_machines(
             reason = f"{alone.reason}; over {count} machines {found.reason}"
             refusal = replace(alone, reason=reason, shortfalls=found.shortfalls)
             continue
-        most = _bears_most(found)
+        may_lead = [cards[0].device.node for cards in machines[:count] if cards[0].lends_only is None]
+        most = _bears_most(found, may_lead)
+        if most is None:
+            # Those that only lend could hold it without any other.
+            continue
         if most != found.node:
             order = sorted(machines[:count], key=lambda cards: cards[0].device.node != most)
             led = _place(request, order, rules)
@@ -80,11 +89,15 @@ def _room(cards: Sequence[Budget]) -> int:
     return sum(budget.budget_bytes for budget in cards)
 
 
-def _bears_most(placement: Placement) -> str | None:
+def _bears_most(placement: Placement, among: Sequence[str | None]) -> str | None:
     def taken(node: str | None) -> int:
         return sum(share.parts.total for share in placement.on(node).used_shares)
 
-    return max(placement.nodes, key=taken)
+    return max((node for node in placement.nodes if node in among), key=taken, default=None)
+
+
+def _left_out(budget: Budget) -> Budget:
+    return replace(budget, budget_bytes=0, left_out=budget.lends_only)
 
 
 def _described(placement: Placement, shape: ModelShape) -> Placement:

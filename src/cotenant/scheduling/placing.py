@@ -1,7 +1,7 @@
 """Places cold models: in which order, on which devices, and which models are evicted for them."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -116,33 +116,42 @@ def choose_fits(state: State, models: Iterable[ModelState]) -> None:
         model.allowed, model.tried, model.elsewhere = None, None, fit is not spec.fit
         if spec.allows is not None and present is not None and fit is spec.fit:
             model.allowed = tuple(budget.device.id for budget in present if spec.allows(budget.device))
+        absent: dict[str | None, str] = {}
+        absent |= {node: cost.why for node, cost in model.load_costs.items() if cost.seconds is None}
         model.over_machines = False
         if spec.across is not None and present is not None and fit is spec.fit:
-            model.over_machines = isinstance(place_on_a_machine(present, fit), Refusal)
+            have_its_files = [budget for budget in present if budget.device.node not in absent]
+            model.over_machines = isinstance(place_on_a_machine(have_its_files, fit), Refusal)
             fit = spec.across if model.over_machines else fit
         if spec.is_unclear and spec.is_unclear([r.device for r in state.ledger.readings.values()]):
             fit, model.allowed = _always(spec.fit(state.ledger.whole())), ()
-        absent: dict[str | None, str] = {}
-        absent |= {node: cost.why for node, cost in model.load_costs.items() if cost.seconds is None}
         if absent:
-            fit = _not_on(absent, fit)
+            fit = _changed_on(absent, fit, _lends_only if model.over_machines else _left_out)
         if fit is not model.fit:
             model.needs = DeviceNeeds(fit)
 
 
-def _not_on(nodes: Mapping[str | None, str], fit: Fit) -> Fit:
-    """Return a plan that leaves out nodes, for reasons."""
+def _changed_on(nodes: Mapping[str | None, str], fit: Fit, change: Callable[[Budget, str], Budget]) -> Fit:
+    """Return a plan by budgets that are others on some nodes, for reasons."""
 
-    def elsewhere(budgets: Sequence[Budget]) -> Placement | Refusal:
+    def changed(budgets: Sequence[Budget]) -> Placement | Refusal:
         why = [nodes.get(budget.device.node) for budget in budgets]
         return fit(
             [
-                budget if reason is None else replace(budget, budget_bytes=0, left_out=reason)
+                budget if reason is None else change(budget, reason)
                 for budget, reason in zip(budgets, why, strict=True)
             ]
         )
 
-    return elsewhere
+    return changed
+
+
+def _left_out(budget: Budget, why: str) -> Budget:
+    return replace(budget, budget_bytes=0, left_out=why)
+
+
+def _lends_only(budget: Budget, why: str) -> Budget:
+    return replace(budget, lends_only=why)
 
 
 def _always(answer: Placement | Refusal) -> Fit:
