@@ -183,11 +183,17 @@ def test_ps_tells_how_far_a_load_is_and_how_busy_a_card(operator, capsys):
 
 def test_ps_tells_what_a_machine_fetches_for_a_load(operator, capsys):
     fetch = FileFetch("b", "m.gguf", GIB, 4 * GIB)
-    operator.models["cold"] = ModelStatus("cold", "loading", load=LoadProgress(12.0, 160.0, fetching=fetch))
+    other = FileFetch("c", "m.gguf", 2 * GIB, 4 * GIB)
+    load = LoadProgress(12.0, 160.0, fetching=fetch)
+    operator.models["cold"] = ModelStatus("cold", "loading", load=load, fetches=(fetch, other))
     with running(operator) as address:
         assert main(["ps", "--address", address]) == 0
     told = "cold is loading: b fetches m.gguf: 1.0 GiB of 4.0 GiB, 12.0 s of about 2 m 40 s"
-    assert told in capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
+    assert told in lines
+    assert [line for line in lines if " fetches m.gguf of " in line] == [
+        "c fetches m.gguf of cold: 2.0 GiB of 4.0 GiB"
+    ]
 
 
 def test_moves_that_let_a_model_fit_are_shown_and_made(operator, capsys):

@@ -49,6 +49,10 @@ def lines(
             yield f"{model['name']} is over {node_of(model, nodes)}: {costs}"
         if model.get("load"):
             yield f"{model['name']} is loading: {_progress(model['load'])}"
+        loading = (model.get("load") or {}).get("fetching")
+        for fetch in model.get("fetches") or ():
+            if fetch != loading:
+                yield f"{fetch['node']} fetches {fetch['file']} of {model['name']}: {_received(fetch)}"
     if warm is not None:
         yield _warm(warm)
     if saved_slots is not None and saved_slots["kept"]:
@@ -135,9 +139,12 @@ def _progress(load: Mapping[str, Any]) -> str:
     read, total = load["read_bytes"], load["total_bytes"]
     took = f"{format_duration(load['running_s'])} of about {format_duration(load['expected_s'])}"
     if fetch := load.get("fetching"):
-        received, size = format_bytes(fetch["received_bytes"]), format_bytes(fetch["total_bytes"])
-        return f"{fetch['node']} fetches {fetch['file']}: {received} of {size}, {took}"
+        return f"{fetch['node']} fetches {fetch['file']}: {_received(fetch)}, {took}"
     return took if read is None else f"{format_bytes(read)} of {format_bytes(total)} read, {took}"
+
+
+def _received(fetch: Mapping[str, Any]) -> str:
+    return f"{format_bytes(fetch['received_bytes'])} of {format_bytes(fetch['total_bytes'])}"
 
 
 def _warm(warm: Mapping[str, Any]) -> str:

@@ -102,7 +102,8 @@ class ModelStatus:
     of its files are kept in host RAM. `node` is the machine that it is on, where there are several, and
     `launcher` what starts its engines there: `ray`. `others` are its engines besides its first one, which
     `in_flight`, `slots` and all about memory are of. Of `max_copies` that it may have, `copies` are ready.
-    `load_costs` are how soon it loads on each machine that has reported its files.
+    `load_costs` are how soon it loads on each machine that has reported its files, `fetches` what machines
+    fetch of them now.
     Over several machines, `node` is the one that runs it, and `link_bytes` are what each token that it
     generates takes over the network.
     """
@@ -135,6 +136,7 @@ class ModelStatus:
     copies: int = 0
     max_copies: int = 1
     load_costs: Mapping[str, LoadCost] = field(default_factory=dict)
+    fetches: tuple[FileFetch, ...] = ()
     link_bytes: int | None = None
 
 

@@ -95,7 +95,7 @@ class Effects:
 
     `cpu_fallback` turns a placement on described GPUs into one that this machine can run; `rules` are those
     of budgets. `log_path` returns the log of a model's last engine, `remote_log` what reads it if it is on
-    another machine, and `fetching` what a machine fetches for a model. `end_listeners` are called once an
+    another machine, and `fetches` what machines fetch for a model. `end_listeners` are called once an
     engine has ended, or was never started: once after each call of `environment`.
     """
 
@@ -109,7 +109,7 @@ class Effects:
     running: dict[ResidencyId, Running] = field(default_factory=dict)
     log_path: Callable[[str], Path | None] = lambda _: None
     remote_log: Callable[[str], RemoteLog | None] = lambda _: None
-    fetching: Callable[[str, str | None], FileFetch | None] = lambda *_: None
+    fetches: Callable[[str], tuple[FileFetch, ...]] = lambda _: ()
     log_node: Callable[[str], str | None] = lambda _: None
     _stopping: BackgroundTasks = field(default_factory=BackgroundTasks)
 

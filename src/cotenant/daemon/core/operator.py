@@ -49,7 +49,7 @@ class FleetOperator:
                 now,
                 running,
                 None if warm is None else warm.by_model.get(name, 0),
-                None if running is None else effects.fetching(name, running.placement.node),
+                effects.fetches(name),
             )
             for name, entry in self._loop.fleet.entries.items()
             if (model := self._state.models.get(name)) is not None

@@ -128,7 +128,8 @@ class FleetRouter:
         if estimate is None or residency is None or residency.state is not ResidencyState.LOADING:
             return estimate
         running = self._loop.effects.running.get(residency.id)
-        fetch = self._loop.effects.fetching(own, residency.node)
+        fetches = self._loop.effects.fetches(own)
+        fetch = next((each for each in fetches if each.node == residency.node), None)
         if fetch is not None:
             percent = fetch.received_bytes * 100 // max(1, fetch.total_bytes)
             what = f"{estimate.waits_for}, {percent} % of {fetch.file} fetched by {fetch.node}"

@@ -29,9 +29,9 @@ def model_status(
     now: float,
     running: Running | None,
     warm_bytes: int | None = None,
-    fetching: FileFetch | None = None,
+    fetches: tuple[FileFetch, ...] = (),
 ) -> ModelStatus:
-    """Describe one model; `running` is its engine, if any, for which its machine may be `fetching` a file."""
+    """Describe one model; `running` is its engine, if it has one, `fetches` what machines fetch for it."""
     residency = state.residency_of(model) or next(
         (state.residencies[each] for each in sorted(model.aside)), None
     )
@@ -58,7 +58,7 @@ def model_status(
         measured_bytes=residency.measured_bytes if residency else None,
         last_failure=model.last_failure,
         last_cause=model.last_cause,
-        load=_progress(model, residency, running, now, fetching) if residency else None,
+        load=_progress(model, residency, running, now, fetches) if residency else None,
         runtime=entry.recipe.engine,
         warm_bytes=warm_bytes,
         node=residency.node if residency else None,
@@ -72,6 +72,7 @@ def model_status(
         copies=sum(1 for _ in serving(state, model)),
         max_copies=model.spec.copies.most,
         load_costs=model.load_costs,
+        fetches=fetches,
         link_bytes=residency.placement.link_bytes if residency else None,
     )
 
@@ -213,7 +214,7 @@ def _progress(
     residency: Residency,
     running: Running | None,
     now: float,
-    fetching: FileFetch | None,
+    fetches: tuple[FileFetch, ...],
 ) -> LoadProgress | None:
     if residency.state is not ResidencyState.LOADING:
         return None
@@ -223,7 +224,7 @@ def _progress(
         expected_s=model.expected_load_s(residency.node),
         read_bytes=loaded_bytes.read_bytes if loaded_bytes else None,
         total_bytes=loaded_bytes.total_bytes if loaded_bytes else None,
-        fetching=fetching,
+        fetching=next((each for each in fetches if each.node == residency.node), None),
     )
 
 

@@ -93,10 +93,14 @@ class NodeFiles:
         await work
         yield PullStep("pulled", files=tuple(map(str, paths)))
 
+    def fetches(self, model: str) -> tuple[FileFetch, ...]:
+        """Return what machines fetch for a model now, for a load or because an operator wants it."""
+        found = [each for (name, _), each in sorted(self._fetching.items()) if name == model]
+        return tuple(fetch for host, path in found if (fetch := host.fetches.get(path)) is not None)
+
     def fetching(self, model: str, node: str | None) -> FileFetch | None:
         """Return what a machine fetches for a model now, if so."""
-        found = self._fetching.get((model, node or ""))
-        return None if found is None else found[0].fetches.get(found[1])
+        return next((fetch for fetch in self.fetches(model) if fetch.node == node), None)
 
     async def _lacking(self, host: NodeEngineHost, paths: Sequence[Path]) -> list[FileStatus]:
         """Return the files that a machine lacks, or has of another size than this one."""

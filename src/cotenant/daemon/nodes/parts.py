@@ -112,7 +112,7 @@ class NodeParts:
         costs = NodeLoadCosts(loop, self.hosts, active, self.files, self._times)
         costs.learned = lambda: self._tasks.start(self._remember_times())
         self.files.fetched = costs.fetched
-        loop.effects.fetching = self.files.fetching
+        loop.effects.fetches = self.files.fetches
         active.listeners.append(costs.configured)
         loop.feed.listeners.append(costs.decided)
         limit_bytes = active.configuration.warm_ram_bytes
