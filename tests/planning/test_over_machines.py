@@ -69,7 +69,7 @@ def test_a_plan_is_over_machines_only_if_it_may_be_and_no_machine_could_hold_it_
     assert isinstance(plan(REQUEST, [larger, tight[1]], RULES), Refusal), "a is only taken by others"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     shapes(),
     st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 300)), min_size=2, max_size=8),
