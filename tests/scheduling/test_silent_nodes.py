@@ -73,6 +73,32 @@ def test_it_is_loaded_elsewhere_only_once_somebody_waits() -> None:
     assert state_of(bench, "m") == [ResidencyState.SUSPENDED, ResidencyState.READY]
 
 
+@pytest.mark.parametrize(("pinned", "loads"), [(True, ["m"]), (False, [])])
+def test_when_an_engine_ends_on_a_silent_node_a_model_that_is_to_stay_is_loaded_elsewhere(
+    pinned: bool, loads: list[str]
+) -> None:
+    bench = on_two_nodes(model("m", 20, pinned=pinned))
+    bench.touch("m")
+    (held,) = bench.state.residencies
+    bench.send(events.NodeSilent(bench.now, "a", 0.0, "the agent of a has ended"))
+    assert bench.told(DecisionKind.NODE)[0] == "the agent of a has ended: nothing new goes there"
+    assert not bench.loading
+    bench.send(events.EngineExited(bench.now, held, "the agent of a has ended"))
+    assert [*bench.loading] == loads
+    if pinned:
+        assert bench.state.residencies[bench.loading["m"]].devices == ("GPU-b0",)
+
+
+def test_an_engine_that_an_operator_unloads_on_a_silent_node_is_not_loaded_again() -> None:
+    bench = on_two_nodes(model("m", 20, pinned=True))
+    bench.touch("m")
+    (held,) = bench.state.residencies
+    silent(bench)
+    bench.send(events.UnloadAsked(bench.now, "m"))
+    bench.send(events.EngineExited(bench.now, held, "stopped"))
+    assert not bench.loading
+
+
 def test_a_copy_that_comes_back_ends_if_its_model_is_served_elsewhere_once_its_requests_have() -> None:
     bench = on_two_nodes(model("m", 20))
     (old,) = bench.load("m")

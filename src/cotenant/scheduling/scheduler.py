@@ -238,6 +238,9 @@ class Scheduler:
             if residency.in_flight:
                 text, cause = f"an engine that it had has ended: {event.why}", event.cause.value
                 out.publish(DecisionKind.FAILED, residency.model, text, cause=cause)
+            unserved = residency.id in model.aside and model.residency is None and not self.state.stopping
+            if unserved and model.stays and residency.pending_unload is None:
+                self.state.want(model, "its engine has ended, and it is to stay loaded")
         elif residency.state is ResidencyState.LOADING:
             self._failed(model, event, out)
             if residency.adopted and model.stays and not self.state.stopping:

@@ -132,9 +132,23 @@ class NodesWorld(World):
         self._end_stranded(name)
 
     def end_agent(self, name: str) -> None:
-        """End a machine's agent, and its engines with it; a new one begins at once."""
-        self._end_all(name, "its agent was killed", 1.0)
+        """End a machine's agent, and its engines with it; the daemon knows at once, and a new one begins."""
+        node, why = self._nodes[name], "its agent has ended"
         self._end_stranded(name)
+        if node.cut or node.silent:
+            self._end_all(name, why, 1.0)
+            return
+        node.silent = True
+        self.send(events.NodeSilent(self.queue.now, name, 0.0, why))
+        for engine in self._engines_of_node(name):
+            self._ends(engine, why)
+        number = node.number
+        self.queue.after(self._rng.uniform(0.5, 5.0), lambda: self._agent_begins(name, number))
+
+    def _agent_begins(self, name: str, number: int) -> None:
+        node = self._nodes[name]
+        if node.silent and node.number == number:
+            self.greet(name)
 
     def mend(self, name: str) -> None:
         """Have the daemon reach a machine again."""
@@ -156,6 +170,7 @@ class NodesWorld(World):
 
     def greet(self, name: str) -> None:
         """Have a machine say that it is there; it may say so at any time, and twice."""
+        self._nodes[name].silent = False
         self.send(events.NodeBack(self.queue.now, name))
         self._read_node(name)
         self._offer_engines(name)
@@ -239,7 +254,7 @@ class NodesWorld(World):
         return any(not self._nodes[node or ""].lost for node in self._placements[engine].nodes)
 
     def _read_node(self, name: str) -> None:
-        if self._nodes[name].cut:
+        if self._nodes[name].cut or self._nodes[name].silent:
             return
         now = self.queue.now
         self.send(events.DevicesRead(now, dict(self.machine.readings(now))[name], name))
