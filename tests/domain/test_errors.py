@@ -24,5 +24,5 @@ def test_every_error_has_the_code_that_clients_know_it_by() -> None:
 
 def test_so_has_every_error_about_nodes() -> None:
     classes = [each for each in vars(nodes).values() if isinstance(each, type)]
-    codes = "error node node_unreachable bad_node_message wrong_protocol stale_epoch lease_over"
+    codes = "error node node_unreachable agent_gone bad_node_message wrong_protocol stale_epoch lease_over"
     assert [each.code for each in classes if issubclass(each, CotenantError)] == codes.split()
