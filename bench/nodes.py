@@ -66,7 +66,9 @@ async def measure(bed: RayBed) -> None:
         routes = {route.name: route.id for route in broker.routes}
         ray = await timed(broker, routes["b"], answers["b"].stamp)
         path = bed.machines["b"].folder / "state" / "agents" / "bench" / "agent.sock"
-        direct = await timed(SocketTransport(lambda _: path), "b", answers["b"].stamp)
+        socket = SocketTransport(lambda _: path)
+        direct = await timed(socket, "b", answers["b"].stamp)
+        await socket.close()
         for name, took in (("through Ray", ray), ("straight to the socket", direct)):
             p50, p99 = statistics.median(took), took[int(0.99 * len(took))]
             print(f"a call {name}: p50 {p50:.2f} ms, p99 {p99:.2f} ms")
