@@ -264,3 +264,14 @@ async def test_engines_die_with_their_agent_and_the_next_one_knows_none(tmp_path
                 await engine.wait_ready(60)
                 assert b'"choices"' in await complete(engine)
                 await engine.stop(0)
+
+
+async def test_an_agent_ends_without_a_traceback_while_a_daemon_is_connected(tmp_path: Path) -> None:
+    with agent(tmp_path, "--llama-server", str(fake_server(tmp_path))) as running:
+        reader, writer = await asyncio.open_unix_connection(running.socket)
+        writer.write(b'{"id": 1, "method": "none"}\n')
+        assert await reader.readline()
+        running.process.terminate()
+        # `agent` looks into its log.
+        assert await reader.read() == b""
+        writer.close()

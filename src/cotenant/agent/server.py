@@ -70,6 +70,9 @@ class AgentServer:
                 task.add_done_callback(lambda _: room.release())
         except (OSError, ValueError) as error:
             _LOG.info("a connection is closed: %s", error)
+        except asyncio.CancelledError:
+            # The agent ends. Python 3.11 logs a traceback for the task of a connection that is cancelled.
+            _LOG.debug("a connection is closed: the agent ends")
         finally:
             writer.close()
 
