@@ -22,7 +22,7 @@ _DAEMONS = {
 }
 _CONFIGURATION = """\
 server: {host: 127.0.0.1, port: 1}
-devices: {gpus: '24GiB'}
+devices: {gpus: '24GiB', mps: off}
 models: [{name: m, path: demo.gguf}]
 """
 _RUN = """\
@@ -55,8 +55,8 @@ def place(tmp_path: Path) -> Path:
         ("plan demo.gguf", {"pydantic"}),
         ("keys list", {"pydantic", "asyncio"}),
         ("engine list", set()),
-        ("models", set()),
-        ("models --check", set()),
+        ("models", {"asyncio", "cotenant.hardware.gpus.nvml", "cotenant.sharing.mps"}),
+        ("models --check", {"asyncio", "cotenant.hardware.gpus.nvml"}),
     ],
 )
 def test_a_short_command_imports_nothing_that_only_a_daemon_needs(

@@ -10,7 +10,6 @@ from cotenant.daemon.monitors.readings import device_readings
 from cotenant.domain.devices import ComputeMode, DeviceId, DeviceKind, Inventory, MpsMode
 from cotenant.domain.placements import Placement, Refusal
 from cotenant.domain.residencies import ResidencyId
-from cotenant.engines.process.marks import marked
 from cotenant.hardware.mps.program import find_program
 from cotenant.planning.compute_modes import Admission
 from cotenant.planning.device_choice import choose_devices
@@ -58,8 +57,7 @@ def peak(configuration: Configuration, inventory: Inventory, *, use_fit_params: 
     """
     models, rules = configuration.models, configuration.devices.rules
     most = configuration.scheduling.max_loaded
-    seen = (each.pid for r in inventory.readings.values() for each in r.processes or ())
-    ours = marked(seen, configuration.server.port)
+    ours = _our_processes(inventory, configuration.server.port)
     admissions, warnings = _admissions(configuration, inventory, ours)
     engines = {pid: ResidencyId(-1 - number) for number, pid in enumerate(ours)}
     readings = [*map(_emptied, device_readings(inventory, rules, engines, 0.0, admissions))]
@@ -105,6 +103,17 @@ def peak(configuration: Configuration, inventory: Inventory, *, use_fit_params: 
     )
 
 
+def _our_processes(inventory: Inventory, port: int) -> Collection[int]:
+    """Return the processes on devices that are engines of the daemon at a port."""
+    seen = [each.pid for reading in inventory.readings.values() for each in reading.processes or ()]
+    if not seen:
+        return ()
+    # Its imports are a good part of a short command, which mostly has no use for them.
+    from cotenant.engines.process.marks import marked
+
+    return marked(seen, port)
+
+
 def _admissions(
     configuration: Configuration, inventory: Inventory, ours: Collection[int]
 ) -> tuple[Mapping[DeviceId, Admission], tuple[str, ...]]:
@@ -114,7 +123,8 @@ def _admissions(
     """
     devices, most = configuration.devices, configuration.scheduling.max_loaded
     exclusive = (each.compute_mode is ComputeMode.EXCLUSIVE_PROCESS for each in inventory.readings.values())
-    if devices.mps is not MpsMode.REQUIRED and find_program(os.environ) is None and not any(exclusive):
+    program = None if devices.mps is MpsMode.OFF else find_program(os.environ)
+    if program is None and devices.mps is not MpsMode.REQUIRED and not any(exclusive):
         return {}, ()
     from cotenant.sharing.mps import MpsRules, Sharing
 
