@@ -50,6 +50,7 @@ class Room:
         self._not_indexed = {*self._altered, *(place(device) for device in busy if device in known)}
         self._by_node: dict[Sequence[DeviceId], tuple[Budget, ...]] = {}
         self._roomiest: Sequence[Sequence[DeviceId]] | None = None
+        self._most_altered: dict[Kind, int] | None = None
 
     def choose(
         self, model: ModelState, nodes: Iterable[Sequence[DeviceId]] | None = None
@@ -140,7 +141,7 @@ class Room:
                 best = rooms.best(model.needs, self._not_indexed)
                 ranks = [] if best is None else [(False, best[0], 0.0, best)]
         used = ledger.claimed_devices()
-        for budget in self._altered.values() if named is None else map(self._budget, named):
+        for budget in self._altered_for(model) if named is None else map(self._budget, named):
             device = budget.device.id
             if budget.left_out is None and model.needs.fits(self.kind(model, device), budget.budget_bytes):
                 ranked = rank(ledger.devices.place(device), budget.budget_bytes, used=device in used)
@@ -151,6 +152,17 @@ class Room:
             return None
         placed = model.fit([self._budget(ledger.devices.order[place_of(min(ranks)[3])])])
         return placed if isinstance(placed, Placement) else None
+
+    def _altered_for(self, model: ModelState) -> Iterable[Budget]:
+        """Return the devices that are not as the ledger has them; none if the model fits on none of them."""
+        if self._most_altered is None:
+            self._most_altered = {}
+            for budget in self._altered.values():
+                if budget.left_out is None:
+                    kind = self._ledger.devices.kind(budget.device.id)
+                    self._most_altered[kind] = max(self._most_altered.get(kind, 0), budget.budget_bytes)
+        fits = any(model.needs.fits(kind, room) for kind, room in self._most_altered.items())
+        return self._altered.values() if fits else ()
 
     def _order(self, model: ModelState) -> Mapping[str | None, Soonness]:
         """Return how soon a model loads on each machine; nothing if that is the same on all."""
