@@ -174,6 +174,13 @@ async def test_a_machine_is_greeted_kept_and_heard() -> None:
         assert agent.calls[-1] == ("release", {"epoch": 7}) or ("release", {"epoch": 7}) in agent.calls
 
 
+async def test_once_one_machine_has_answered_another_that_is_gone_is_not_waited_for_long() -> None:
+    roads = Roads(r1=Agent(), r2=Agent(machine="m2", name="c", fault=NodeUnreachable("it is off")))
+    async with running(roads) as (made, story), asyncio.timeout(600):
+        await made.wait_for(["b", "c"], 3600.0)
+        assert story == ["b greeted"]
+
+
 async def test_what_is_wrong_with_a_way_is_known_also_if_that_is_found_while_its_agent_is_asked() -> None:
     agent = Agent(fault=NodeUnreachable("its actor is being started"))
     roads = Roads(r1=agent)

@@ -261,8 +261,11 @@ class _Terminal:
         if len(configuration.models) == 1 and configuration.path is None and configuration.models_dir is None:
             self._tell(f"Serving {configuration.models[0].name} at {address}/v1")
             return
-        self._tell(*device_lines(self._inventory, self._budgets, self._rules.order))
-        self._print_described()
+        if configuration.nodes is None:
+            self._tell(*device_lines(self._inventory, self._budgets, self._rules.order))
+            self._print_described()
+        else:
+            self._tell("The GPUs are those of the machines that `cotenant nodes list` shows. Models:")
         for entry in configuration.models:
             size = format_bytes(entry.shape.tensor_bytes)
             aliases = f", also {', '.join(entry.names[1:])}" if entry.names[1:] else ""

@@ -43,10 +43,11 @@ _OF_OLLAMA: Final = {
 _AUTOMATIC: Final = frozenset({"OLLAMA_NUM_PARALLEL", "OLLAMA_MAX_LOADED_MODELS"})
 """Those where 0 leaves it to the program."""
 _NO_SETTINGS: Final = {
-    *("address", "api_key", "config", "debug", "devices", "engine", "gpus", "llama_server", "load_timeout"),
-    *("log_format", "machine_id", "model", "mps_control", "name", "node", "state_dir", "use_fit_params"),
+    *("address", "api_key", "bin", "config", "debug", "devices", "engine", "gpus", "llama_server"),
+    *("load_timeout", "log_format", "machine_id", "model", "mps_control", "name", "node", "ray_token"),
+    *("state_dir", "use_fit_params"),
 }
-"""Further names that follow the prefix: those of commands, and marks of our processes."""
+"""Further names that follow the prefix: those of commands and start scripts, and marks of our processes."""
 _PATHS: Final = frozenset(
     ["models_dir", "database", *(each.flag for each in SECTIONS["server"] if each.type is Path)]
 )

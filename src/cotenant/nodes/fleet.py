@@ -1,6 +1,7 @@
 """The machines of a fleet: found by a launcher, greeted, listened to, and missed when they are silent."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ _RETRY_S: Final = 0.25
 _RETRY_REFUSED_S: Final = 5.0
 _RELEASE_S: Final = 15.0
 _QUICK_S: Final = 1.0
+_OTHERS_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,15 +179,18 @@ class NodeFleet:
             await asyncio.gather(*self._links.values(), return_exceptions=True)
 
     async def wait_for(self, names: Iterable[str], within_s: float) -> None:
-        """Return when these machines have answered, or any if there are no names, or the time has passed."""
-        wanted = set(names)
-        try:
-            async with asyncio.timeout(within_s):
+        """Return when these machines have answered, or any if there are no names, or the time has passed.
+
+        Those that are there answer within a second of each other: others may be gone, and are not waited for.
+        """
+        wanted, now = set(names), asyncio.get_running_loop().time
+        end = now() + within_s
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(end) as time_left:
                 while not (wanted <= self._answered if wanted else self._answered):
                     await self._greeted.wait()
                     self._greeted.clear()
-        except TimeoutError:
-            pass
+                    time_left.reschedule(min(end, now() + _OTHERS_S))
 
     async def release(self) -> None:
         """Have all engines end, since the daemon stops properly; return when they have, or time is up."""

@@ -208,12 +208,10 @@ class NodeParts:
             tasks.create_task(watch())
 
     async def first(self) -> None:
-        """Return once the machines of the last run, or any if it had none, have answered, or time is up."""
+        """Return once the machines of the last run that are there, or any if it had none, have answered."""
         await self.fleet.wait_for(self._known, _FIRST_S)
         if missing := sorted(self._known - self.fleet.nodes.keys()):
             _LOG.warning("not yet heard of: %s", ", ".join(missing))
-        for route, problem in self.fleet.problems.items():
-            _LOG.warning("%s: %s", route, problem)
         self.machines.listeners.append(self._note_known)
         self._note_known()
 
