@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from cotenant.engines.llama_cpp import slots as llama_slots
 from cotenant.engines.llama_cpp.arguments import PROMPT_CACHE_MIB
 from cotenant.engines.llama_cpp.engine import LlamaEngine, LlamaHost
 from cotenant.engines.llama_cpp.slots import EngineSlots
-from cotenant.engines.process.slot_store import SlotStore
+from cotenant.engines.process.slot_store import SavedSlot, SlotStore
 from cotenant.http.client import probe
 from cotenant.interfaces import EngineOrder
 from tests.engines.contract import inputs
@@ -250,3 +251,17 @@ def test_a_restored_slot_that_nobody_asked_for_is_kept_over_the_next_swap(tmp_pa
         await engine.stop(0)
 
     asyncio.run(main())
+
+
+async def test_a_store_that_closes_meanwhile_saves_nothing(tmp_path: Path) -> None:
+    class Closing(SlotStore):
+        def make_room(self, size: int, prefill_s: float) -> Sequence[SavedSlot] | None:
+            found = SlotStore.make_room(self, size, prefill_s)
+            self.close()
+            return found
+
+    server, store = Server([slot(0, 1, 500)]), Closing.open(tmp_path / "store", 1 << 30)
+    await save(server, saved_by(server, store))
+    assert not server.saved
+    assert not store.slots
+    assert not store.folder.exists()

@@ -122,7 +122,12 @@ class EngineSlots:
     ) -> tuple[int, int] | None:
         """Return the tokens and bytes of a slot that was saved; None if it was empty, or not in time."""
         loop = asyncio.get_running_loop()
-        path = self.store.folder_of(self.key) / name
+        try:
+            path = self.store.folder_of(self.key) / name
+        except OSError as error:
+            # The daemon ends, and has erased what was saved.
+            _log.debug("%s: its slots are not saved: %s", self.name, error)
+            return None
         began_at = loop.time()
         action = f"/slots/{number}?action=save"
         answer = await probe(endpoint, action, {"filename": path.name}, timeout_s=within_s)
