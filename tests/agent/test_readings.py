@@ -153,3 +153,15 @@ async def _told(daemon: Daemon, wanted: Callable[[ReadingTaken], bool]) -> None:
 def _used(told: ReadingTaken) -> int:
     (reading,) = told.inventory.readings.values()
     return (reading.used_bytes or 0) // MIB
+
+
+async def test_all_parts_of_a_split_model_are_what_is_to_be_read(tmp_path: Path) -> None:
+    first, second = (tmp_path / f"m-0000{number}-of-00002.gguf" for number in (1, 2))
+    first.write_bytes(bytes(2 * MIB))
+    second.write_bytes(bytes(3 * MIB))
+    with agent(tmp_path, "--llama-server", str(fake_server(tmp_path))) as there:
+        async with Daemon(there).connected() as daemon:
+            engine = await daemon.host.start(host_order(first))
+            await engine.wait_ready(60)
+            assert (await engine.load_progress()).total_bytes == 5 * MIB
+            await engine.stop(0)

@@ -36,6 +36,7 @@ from cotenant.hardware.gpus.inventory import probe
 from cotenant.hardware.model_cache.load_progress import loaded_bytes
 from cotenant.hardware.process_memory import ProbeMeter
 from cotenant.interfaces import GpuProbe
+from cotenant.model_parts import part_paths
 from cotenant.nodes import file_messages, messages, protocol
 from cotenant.nodes.messages import PROTOCOL, Hello, HelloAnswer, Identity, Nothing
 from cotenant.nodes.protocol import Json, Method, from_json, to_json
@@ -290,7 +291,7 @@ class Agent:
         engine, order = self.engines.engine(asked.id), self.engines.order(asked.id)
         if engine is None or order is None:
             return messages.LoadProgress(None, None)
-        files = [path for path in (order.model_path, order.projector_path) if path is not None]
+        files = () if order.model_path is None else part_paths(order.model_path)
         pid = engine.pid
         try:
             seen = None if pid is None else await asyncio.to_thread(loaded_bytes, pid, files)

@@ -49,11 +49,13 @@ class Installer:
                 f"{self._node} installs an engine already",
                 hint=f"What comes of it: cotenant engine list --node {self._node}",
             )
-        self._busy = self._busy or not order.dry_run
+        if not order.dry_run:
+            self._busy = True
         try:
             plan = await asyncio.to_thread(_plan, Flavour(flavour), order, inventory.cuda_version)
         except BaseException:
-            self._busy = self._busy and order.dry_run
+            if not order.dry_run:
+                self._busy = False
             raise
         if not order.dry_run:
             self._number += 1

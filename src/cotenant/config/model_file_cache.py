@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cotenant.config.configuration import FileSignature
-from cotenant.config.names import part_paths
 from cotenant.domain.errors import ModelFileError, ModelFileMissing, UnsupportedModelFile
 from cotenant.domain.models import ModelKind, ModelShape
 from cotenant.model_files import load_model
+from cotenant.model_parts import part_paths
 
 
 @dataclass(frozen=True, slots=True)

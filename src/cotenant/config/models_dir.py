@@ -12,9 +12,9 @@ from typing import Final
 
 from cotenant.config.configuration import Problem
 from cotenant.config.model_file_cache import Library, ModelFile
-from cotenant.config.names import SUFFIX, first_part, stem
 from cotenant.domain.errors import ModelFileError
 from cotenant.model_files import find_projectors
+from cotenant.model_parts import SUFFIX, first_part, stem
 
 _PRECISIONS: Final = ("f16", "bf16", "q8_0", "f32")
 """In order of preference: what llama.cpp's converter writes comes first."""

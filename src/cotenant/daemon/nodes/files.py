@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import logging
-import re
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +18,12 @@ from cotenant.domain.nodes import FileFetch, FileState
 from cotenant.domain.units import format_count
 from cotenant.hub.client import HubClient
 from cotenant.interfaces import EngineOrder
+from cotenant.model_parts import part_paths
 from cotenant.nodes.engine_host import NodeEngineHost
 from cotenant.nodes.file_messages import FileStatus
 
 _LIST_WITHIN_S: Final = 30.0
 _SHOWN_EVERY_S: Final = 0.5
-_SPLIT: Final = re.compile(r"-00001-of-(\d{5})(?=\.gguf$)")
 
 _LOG = logging.getLogger(__name__)
 
@@ -184,14 +183,8 @@ class NodeFiles:
 def files_of(order: EngineOrder) -> Iterator[Path]:
     """Yield all files that an engine reads; of a split model all parts."""
     for path in (order.model_path, order.projector_path, *map(Path, order.companions.files())):
-        if path is None or not path.is_absolute():
-            continue
-        split = _SPLIT.search(path.name)
-        if split is None:
-            yield path
-            continue
-        for number in range(1, int(split[1]) + 1):
-            yield path.with_name(_SPLIT.sub(f"-{number:05}-of-{split[1]}", path.name))
+        if path is not None and path.is_absolute():
+            yield from part_paths(path)
 
 
 def own_size(path: Path) -> int | None:
